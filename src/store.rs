@@ -1,0 +1,113 @@
+//! The store: where the payload cache, the locks and the status channel live. `redis` is the
+//! NoDb processes' own; `embedded` keeps the same things in the daemon.
+//!
+//! All calls are synchronous and return within a limit of their own, so callers may hold them
+//! against a deadline. None is made by an operation on a plain file (promise 8).
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// The store cannot be reached, or answered with an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{during}: {cause}")]
+pub struct StoreError {
+    /// What was being asked, for the log: `acquire lock`, `read cache` …
+    pub during: &'static str,
+    /// What went wrong, in words; never a secret.
+    pub cause: String,
+}
+
+/// The names of one distributed lock (PROTOCOL.md 2 and 3).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LockName {
+    pub runid: String,
+    pub relpath: String,
+}
+
+impl LockName {
+    /// `nodb-lock:<runid>:<relpath>` in DB 0.
+    pub fn key(&self) -> String {
+        format!("nodb-lock:{}:{}", self.runid, self.relpath)
+    }
+}
+
+/// What a lock's stored value says (PROTOCOL.md 2 and 4). A value that is not JSON is a bare token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The stored value, byte for byte.
+    pub value: String,
+    /// `<hostname>:<pid>` as the holder sees itself, if the value says so.
+    pub owner: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.owner.as_deref().unwrap_or("an unnamed holder"))
+    }
+}
+
+/// A held lock: the value that proves it and how long it is surely ours.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    pub name: LockName,
+    /// The stored value, byte for byte; release and renewal compare it whole (promise 5).
+    pub value: String,
+    /// Counted from before the request was sent.
+    pub deadline: Instant,
+    pub ttl: Duration,
+}
+
+/// The answer to an attempt to take a lock.
+#[derive(Debug)]
+pub enum Acquired {
+    Held(Lease),
+    /// Somebody else holds it.
+    Busy(Holder),
+    /// The run is being replaced: no new lock may be taken.
+    Fenced,
+}
+
+/// A cached controller: the entry NoDb knows and nodbfs's seal, each as stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cached {
+    pub entry: Option<Vec<u8>>,
+    pub seal: Option<Vec<u8>>,
+}
+
+/// The payload cache, DB 13. Keys are paths as the NoDb processes name them.
+pub trait Cache: Send + Sync {
+    /// Entry and seal in one round trip.
+    fn get(&self, key: &str) -> Result<Cached, StoreError>;
+    /// Sets entry and seal together, each expiring after 72 h.
+    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError>;
+    /// Removes the entries and seals of all `keys`.
+    fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
+}
+
+/// The distributed locks, DB 0.
+pub trait Locks: Send + Sync {
+    /// One attempt: checks the fence, sets the key if it is free and the mirror flag with it,
+    /// atomically. `owner` is `<hostname>:<pid>`.
+    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError>;
+    /// Prolongs a lease that is still ours; `None` if it is not. The stored value may change.
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError>;
+    /// Releases by value, clears the mirror flag if nobody holds the lock afterwards, and, if a
+    /// commit was made under it, sets the run's `last_modified` (unix seconds). `false`: it was no longer ours.
+    fn release(&self, lease: &Lease, last_modified: Option<i64>) -> Result<bool, StoreError>;
+    /// Who holds the lock now.
+    fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
+    /// Sets the run's `last_modified` (unix seconds), for a commit under somebody else's lock.
+    fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError>;
+}
+
+/// The status channel (PROTOCOL.md 7).
+pub trait Status: Send + Sync {
+    /// Publishes the bare message text.
+    fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError>;
+}
+
+/// A store is all three.
+pub trait Store: Cache + Locks + Status + fmt::Debug {
+    /// For the log and `--version`-like output: `embedded` or the URL without its password.
+    fn describe(&self) -> String;
+}
