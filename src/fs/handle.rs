@@ -1,0 +1,132 @@
+//! Open file descriptions, by the numbers the kernel got for them.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, RawDir, SeekFrom, seek};
+
+use crate::error::{Errno, Result};
+use crate::fs::attr::Attr;
+use crate::fs::inode::Inode;
+use crate::nodb::generation::Payload;
+use crate::nodb::staging::Writer;
+
+/// An open file description.
+#[derive(Clone, Debug)]
+pub enum Handle {
+    /// A plain file.
+    File(Arc<OwnedFd>),
+    /// A directory.
+    Dir(Arc<OpenDir>),
+    /// A controller, reading: one generation for as long as it is open (promise 2).
+    Reader(Arc<Payload>),
+    /// A controller, writing.
+    Writer(Arc<Writer>),
+}
+
+impl Handle {
+    /// The descriptor of a plain file. EBADF: it is something else.
+    pub fn file(self) -> Result<Arc<OwnedFd>> {
+        match self {
+            Self::File(fd) => Ok(fd),
+            _ => Err(Errno::BADF.into()),
+        }
+    }
+
+    /// The open directory. ENOTDIR: it is something else.
+    pub fn dir(self) -> Result<Arc<OpenDir>> {
+        match self {
+            Self::Dir(dir) => Ok(dir),
+            _ => Err(Errno::NOTDIR.into()),
+        }
+    }
+}
+
+/// All open file descriptions of a mount.
+#[derive(Debug, Default)]
+pub struct Handles {
+    open: RwLock<HashMap<u64, Handle>>,
+    last: AtomicU64,
+}
+
+impl Handles {
+    /// Gives `handle` a number.
+    pub fn add(&self, handle: Handle) -> u64 {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().insert(number, handle);
+        number
+    }
+
+    /// EBADF: no such number is open.
+    pub fn get(&self, number: u64) -> Result<Handle> {
+        Ok(self.open.read().get(&number).ok_or(Errno::BADF)?.clone())
+    }
+
+    /// The kernel let go of it.
+    pub fn remove(&self, number: u64) -> Option<Handle> {
+        self.open.write().remove(&number)
+    }
+}
+
+/// One name of a listing.
+#[derive(Debug)]
+pub struct DirEntry {
+    pub name: OsString,
+    pub ino: u64,
+    pub file_type: FileType,
+    /// Where a listing that stopped after this name goes on.
+    pub next: u64,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct OpenDir {
+    pub inode: Arc<Inode>,
+    fd: OwnedFd,
+    /// The descriptor's position is shared: one listing at a time.
+    listing: Mutex<()>,
+}
+
+/// How much is read of a directory at a time, in bytes.
+const LISTING: usize = 32 << 10;
+
+impl OpenDir {
+    pub fn new(inode: Arc<Inode>, fd: OwnedFd) -> Self {
+        Self { inode, fd, listing: Mutex::new(()) }
+    }
+
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// The attributes of the directory.
+    pub fn attr(&self) -> Result<Attr> {
+        Ok(Attr::of_fd(&self.fd)?)
+    }
+
+    /// Passes the names from `offset` on to `each` until that returns `false`.
+    pub fn list(&self, offset: u64, mut each: impl FnMut(DirEntry) -> Result<bool>) -> Result<()> {
+        let _one = self.listing.lock();
+        seek(&self.fd, SeekFrom::Start(offset))?;
+        let mut buffer = Vec::with_capacity(LISTING);
+        let mut names = RawDir::new(&self.fd, buffer.spare_capacity_mut());
+        while let Some(entry) = names.next() {
+            let entry = entry?;
+            let more = each(DirEntry {
+                name: std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(),
+                ino: entry.ino(),
+                file_type: entry.file_type(),
+                next: entry.next_entry_cookie(),
+            })?;
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,286 @@
+//! The inodes the kernel knows: which lower file each one is, where it lies, and a bounded set of
+//! descriptors to reach it by.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
+
+use crate::error::{Errno, Error, Result};
+use crate::fs::attr::{Attr, Ident};
+use crate::node::Node;
+
+/// The kernel's number of the mount's root.
+pub const ROOT: u64 = 1;
+
+/// Numbers of our own start here, above what file systems hand out.
+const SYNTHETIC: u64 = 1 << 62;
+
+/// A name in a directory: a dentry.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub dir: Arc<Inode>,
+    pub name: OsString,
+}
+
+impl Place {
+    pub fn new(dir: &Arc<Inode>, name: &OsStr) -> Self {
+        Self { dir: dir.clone(), name: name.to_owned() }
+    }
+
+    fn is(&self, dir: &Inode, name: &OsStr) -> bool {
+        self.dir.id == dir.id && self.name == name
+    }
+}
+
+/// One lower file, of any kind but a controller's.
+#[derive(Debug)]
+pub struct Inode {
+    /// The number by which the kernel knows it.
+    pub id: u64,
+    pub ident: Ident,
+    /// The names it was found under, the latest first: hard links have several.
+    places: Mutex<Vec<Place>>,
+    /// The descriptor of an open handle: reaches the file when its last name is gone.
+    open: Mutex<Weak<OwnedFd>>,
+}
+
+impl Inode {
+    /// The names it was found under, the latest first.
+    pub fn places(&self) -> Vec<Place> {
+        self.places.lock().clone()
+    }
+
+    /// Remembers a descriptor that stays open as long as some handle does.
+    pub fn opened(&self, fd: &Arc<OwnedFd>) {
+        *self.open.lock() = Arc::downgrade(fd);
+    }
+
+    fn add_place(&self, place: Place) {
+        let mut places = self.places.lock();
+        match places.iter().position(|known| known.is(&place.dir, &place.name)) {
+            Some(0) => {}
+            Some(at) => places.swap(0, at),
+            None => places.insert(0, place),
+        }
+    }
+
+    fn drop_place(&self, dir: &Inode, name: &OsStr) {
+        self.places.lock().retain(|place| !place.is(dir, name));
+    }
+}
+
+/// All inodes of a mount.
+///
+/// Lock order: `table` before an inode's `places`; `descriptors` and an inode's `open` are taken
+/// alone. None is held across a system call.
+#[derive(Debug)]
+pub struct Inodes {
+    root: Arc<Inode>,
+    root_fd: Arc<OwnedFd>,
+    table: Mutex<Table>,
+    descriptors: Mutex<LruCache<u64, Arc<OwnedFd>>>,
+}
+
+#[derive(Debug)]
+struct Table {
+    nodes: HashMap<u64, Known>,
+    plain: HashMap<Ident, Arc<Inode>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    node: Node,
+    /// How often the kernel was told of it and has not forgotten it.
+    lookups: u64,
+}
+
+impl Inodes {
+    /// The inodes below `root_fd`, keeping at most `descriptors` of them open.
+    pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
+        let attr = Attr::of_fd(&root_fd)?;
+        let root = Arc::new(Inode {
+            id: ROOT,
+            ident: attr.ident,
+            places: Mutex::default(),
+            open: Mutex::default(),
+        });
+        let known = Known { node: Node::Plain(root.clone()), lookups: 1 };
+        Ok(Self {
+            table: Mutex::new(Table {
+                nodes: HashMap::from([(ROOT, known)]),
+                plain: HashMap::from([(root.ident, root.clone())]),
+                next: SYNTHETIC,
+            }),
+            root,
+            root_fd: Arc::new(root_fd),
+            descriptors: Mutex::new(LruCache::new(descriptors)),
+        })
+    }
+
+    /// The node the kernel calls `id`. ESTALE: it has been forgotten.
+    pub fn get(&self, id: u64) -> Result<Node> {
+        let table = self.table.lock();
+        let known = table.nodes.get(&id).ok_or(Errno::STALE)?;
+        Ok(known.node.clone())
+    }
+
+    /// The lower file the kernel calls `id`, for operations that only those have.
+    pub fn plain(&self, id: u64) -> Result<Arc<Inode>> {
+        match self.get(id)? {
+            Node::Plain(inode) => Ok(inode),
+            _ => Err(Errno::NOTDIR.into()),
+        }
+    }
+
+    /// The inode of the lower file `attr` found at `place`, one more time known to the kernel.
+    pub fn found(&self, place: Place, attr: &Attr) -> Arc<Inode> {
+        let mut table = self.table.lock();
+        let inode = match table.plain.get(&attr.ident) {
+            Some(inode) => inode.clone(),
+            None => {
+                let id = table.free_id(attr.ident, self.root.ident.dev);
+                let inode = Arc::new(Inode {
+                    id,
+                    ident: attr.ident,
+                    places: Mutex::default(),
+                    open: Mutex::default(),
+                });
+                table.plain.insert(attr.ident, inode.clone());
+                inode
+            }
+        };
+        if inode.id != ROOT {
+            inode.add_place(place);
+        }
+        table.raise(Node::Plain(inode.clone()));
+        inode
+    }
+
+    /// A number for a node that is not a lower file under its own: a generation, a staging.
+    pub fn fresh_id(&self) -> u64 {
+        self.table.lock().synthetic()
+    }
+
+    /// `node` is one more time known to the kernel. To be called before the reply is sent.
+    pub fn raise(&self, node: Node) {
+        self.table.lock().raise(node);
+    }
+
+    /// The kernel forgot `count` of its references to `id`.
+    pub fn forget(&self, id: u64, count: u64) {
+        let mut table = self.table.lock();
+        let Some(known) = table.nodes.get_mut(&id) else { return };
+        known.lookups = known.lookups.saturating_sub(count);
+        if known.lookups > 0 || id == ROOT {
+            return;
+        }
+        let gone = table.nodes.remove(&id);
+        if let Some(Known { node: Node::Plain(inode), .. }) = &gone {
+            table.disown(inode);
+        }
+        drop(table);
+        self.descriptors.lock().pop(&id);
+    }
+
+    /// The inode that lies at `place` now, if the kernel knows it. Asked before a name is moved or
+    /// removed, so that the inode can be told afterwards.
+    pub fn known_at(&self, place: &Place) -> Option<Arc<Inode>> {
+        let dir = self.fd(&place.dir).ok()?;
+        let attr = Attr::of_name(&*dir, &place.name).ok()?;
+        self.table.lock().plain.get(&attr.ident).cloned()
+    }
+
+    /// `inode` left the name `from`, for `to` or for good.
+    pub fn moved(&self, inode: &Inode, from: &Place, to: Option<Place>) {
+        inode.drop_place(&from.dir, &from.name);
+        match to {
+            Some(to) => inode.add_place(to),
+            // an O_PATH descriptor would keep the space of an unlinked file
+            None => drop(self.descriptors.lock().pop(&inode.id)),
+        }
+    }
+
+    /// The lower file at this inode became a controller's generation: lookups give that from now
+    /// on, and this inode lives only for those who have it open.
+    pub fn disown(&self, inode: &Arc<Inode>) {
+        self.table.lock().disown(inode);
+    }
+
+    /// A descriptor of the lower file: `O_PATH`, or an open handle's own. Never one of a file
+    /// that merely took over the name. ESTALE: it is not where it was, look again.
+    pub fn fd(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        if inode.id == ROOT {
+            return Ok(self.root_fd.clone());
+        }
+        if let Some(fd) = self.descriptors.lock().get(&inode.id) {
+            return Ok(fd.clone());
+        }
+        if let Some(fd) = inode.open.lock().upgrade() {
+            return Ok(fd);
+        }
+        for place in inode.places() {
+            let dir = self.fd(&place.dir)?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let Ok(fd) = openat(&*dir, &place.name, flags, Mode::empty()) else { continue };
+            if Attr::of_fd(&fd)?.ident == inode.ident {
+                let fd = Arc::new(fd);
+                self.descriptors.lock().put(inode.id, fd.clone());
+                return Ok(fd);
+            }
+        }
+        Err(Errno::STALE.into())
+    }
+
+    /// The path of a directory relative to the root, as it is now, wherever it was moved.
+    pub fn relative_path(&self, dir: &Inode) -> Result<PathBuf> {
+        let root = path_of(&*self.root_fd)?;
+        let path = path_of(&*self.fd(dir)?)?;
+        match path.strip_prefix(&root) {
+            Ok(relative) => Ok(relative.to_owned()),
+            Err(_) => Err(Error::Source(Errno::STALE)),
+        }
+    }
+}
+
+impl Table {
+    fn raise(&mut self, node: Node) {
+        let known = self.nodes.entry(node.id()).or_insert(Known { node, lookups: 0 });
+        known.lookups += 1;
+    }
+
+    fn disown(&mut self, inode: &Arc<Inode>) {
+        if self.plain.get(&inode.ident).is_some_and(|known| known.id == inode.id) {
+            self.plain.remove(&inode.ident);
+        }
+    }
+
+    /// The lower file's own number where that is free, so that `st_ino` costs no extra request.
+    fn free_id(&mut self, ident: Ident, root_dev: u64) -> u64 {
+        let own = ident.dev == root_dev && ident.ino > ROOT && ident.ino < SYNTHETIC;
+        if own && !self.nodes.contains_key(&ident.ino) { ident.ino } else { self.synthetic() }
+    }
+
+    fn synthetic(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+/// The path by which a descriptor can be opened anew with other flags.
+pub fn reopen_path(fd: &impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+fn path_of(fd: &impl AsFd) -> Result<PathBuf> {
+    let path = readlinkat(CWD, reopen_path(fd), Vec::new())?;
+    Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
+}

@@ -1,0 +1,81 @@
+//! The kinds of nodes the kernel can hold a number of, and which names are controllers'.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use crate::fs::inode::Inode;
+use crate::nodb::generation::Generation;
+use crate::nodb::staging::Staging;
+
+/// What a number of the kernel's stands for.
+#[derive(Clone, Debug)]
+pub enum Node {
+    /// A lower file of any type that is no controller: what the source says goes.
+    Plain(Arc<Inode>),
+    /// One committed payload of a controller. Its content never changes.
+    Generation(Arc<Generation>),
+    /// The private content of an open writer.
+    Staging(Arc<Staging>),
+}
+
+impl Node {
+    /// The number by which the kernel knows it.
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::Plain(inode) => inode.id,
+            Self::Generation(generation) => generation.id,
+            Self::Staging(staging) => staging.id,
+        }
+    }
+}
+
+/// The ending of a controller's file name.
+const CONTROLLER: &[u8] = b".nodb";
+
+/// What the temporary files of a commit begin with; they show in no listing.
+pub const TEMPORARY: &str = ".nodbfs-";
+
+/// Whether a regular file of this name is a controller: `<controller>.nodb`, not hidden. The
+/// temporary files of NoDb processes and editors are plain files.
+pub fn is_controller(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.len() > CONTROLLER.len() && name.ends_with(CONTROLLER) && !name.starts_with(b".")
+}
+
+/// Whether the name belongs to a commit of nodbfs and is nobody else's to see.
+pub fn is_hidden(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(TEMPORARY.as_bytes())
+}
+
+/// Whether `name` is the temporary file of a NoDb process that is dumping `target`:
+/// `.<file>.<random>.tmp` (PROTOCOL.md 1).
+pub fn is_dump_of(name: &OsStr, target: &OsStr) -> bool {
+    let Some(rest) = name.as_bytes().strip_prefix(b".") else { return false };
+    let Some(rest) = rest.strip_prefix(target.as_bytes()) else { return false };
+    rest.len() > b"..tmp".len() && rest.starts_with(b".") && rest.ends_with(b".tmp")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_named_by_their_ending() {
+        for name in ["wepp.nodb", "a.b.nodb"] {
+            assert!(is_controller(OsStr::new(name)), "{name}");
+        }
+        for name in [".nodb", ".wepp.nodb", "wepp.nodb.lock", "nodb.version", ".wepp.nodb.x.tmp", "wepp.nodb~"] {
+            assert!(!is_controller(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn dumps_are_told_by_the_name_they_replace() {
+        let target = OsStr::new("wepp.nodb");
+        assert!(is_dump_of(OsStr::new(".wepp.nodb.k3_x.tmp"), target));
+        assert!(!is_dump_of(OsStr::new(".wepp.nodb..tmp"), target));
+        assert!(!is_dump_of(OsStr::new(".climate.nodb.k3_x.tmp"), target));
+        assert!(!is_dump_of(OsStr::new("wepp.nodb.tmp"), target));
+    }
+}
