@@ -77,14 +77,15 @@ where
     source::check_not_mounted(&config.mountpoint)?;
     let source = Source::open(&config.source)?;
     source::check_mountpoint(&config.mountpoint, &source, config.nonempty)?;
-    if pipe.is_some() {
-        // a daemon keeps no file system busy; all paths are absolute by now
-        rustix::process::chdir("/").context("cannot change to /")?;
-    }
     let Built {
         filesystem,
         connected,
     } = build(config, source)?;
+    if pipe.is_some() {
+        // a daemon keeps no file system busy. After the build, which may read files that the
+        // environment names by relative paths
+        rustix::process::chdir("/").context("cannot change to /")?;
+    }
     // the kernel has applied the caller's already
     umask(Mode::empty());
 
@@ -92,7 +93,8 @@ where
     let session = session::mount(config, filesystem)?;
     connected(session.notifier());
     let at = table::canonical(&config.mountpoint)?;
-    spawn("session", &events, move || Event::Ended(session.run()))?;
+    let serving = session::serve(session)?;
+    spawn("session", &events, move || Event::Ended(serving.join()))?;
     let asked = at.clone();
     spawn("probe", &events, move || {
         Event::Probed(session::probe(&asked))
@@ -212,13 +214,19 @@ impl Life<'_> {
             "{} is still in use: cutting off its users",
             self.at.display()
         );
-        if self.dev.is_some_and(unmount::abort)
-            && let Some(result) = self.wait(grace)
-        {
-            return self.ended(result);
+        if let Err(cause) = self.dev.map_or(Ok(()), unmount::abort) {
+            warn!(
+                "cannot cut them off ({cause}), so nothing can be drained: they end with the process"
+            );
+            return Ok(());
         }
-        warn!("requests are still under way: leaving them");
-        Ok(())
+        match self.wait(grace) {
+            Some(result) => self.ended(result),
+            None => {
+                warn!("requests are still under way: they end with the process");
+                Ok(())
+            }
+        }
     }
 
     /// The session's result, if it ends within `limit`.

@@ -82,10 +82,9 @@ where
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    let text = hint::render(&error);
-    error!("{}", text.trim_end());
+    error!("{error:#}");
     // once the word was given, this is the log file or /dev/null
-    let _ = io::stdout().write_all(text.as_bytes());
+    let _ = io::stdout().write_all(hint::render(&error).as_bytes());
     ExitCode::from(hint::exit_code(&error))
 }
 

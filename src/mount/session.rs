@@ -2,14 +2,17 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::mem;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 use fuser::{MountOption, Session, SessionACL};
 use rustix::fs::{major, minor};
+use tracing::warn;
 
-use super::{table, unmount};
+use super::{repair, table, unmount};
 use crate::config::Config;
 use crate::hint::Hinted;
 
@@ -34,10 +37,41 @@ pub fn check_device() -> Result<()> {
     Ok(())
 }
 
-/// Mounts and shakes hands with the kernel; nothing is answered before the session runs.
+/// Mounts and shakes hands with the kernel; nothing is answered before the session is served.
 pub fn mount<F: fuser::Filesystem>(config: &Config, filesystem: F) -> Result<Session<F>> {
-    Session::new(filesystem, &config.mountpoint, &options(config))
-        .map_err(|cause| explain(cause, &config.mountpoint))
+    Session::new(filesystem, &config.mountpoint, &options(config)).map_err(|cause| {
+        // a failed handshake may leave the mount behind
+        if let Err(left) = repair::clear(&config.mountpoint) {
+            warn!("{left:#}");
+        }
+        explain(cause, &config.mountpoint)
+    })
+}
+
+/// The threads that serve a session.
+pub struct Serving(JoinHandle<io::Result<()>>);
+
+/// Starts serving, and takes unmounting out of fuser's hands: when a session has ended, fuser 0.18
+/// takes the gone connection for a live one (`is_mounted` reads POLLERR the wrong way round) and
+/// unmounts whatever is at the mount point then, be it the source's own file system below.
+pub fn serve<F: fuser::Filesystem>(session: Session<F>) -> Result<Serving> {
+    let mut background = session.spawn().context("cannot start a thread")?;
+    let nothing = thread::Builder::new()
+        .spawn(|| Ok(()))
+        .context("cannot start a thread")?;
+    let threads = mem::replace(&mut background.guard, nothing);
+    // its drop is what unmounts; what leaks is a descriptor that the process keeps to its end anyway
+    mem::forget(background);
+    Ok(Serving(threads))
+}
+
+impl Serving {
+    /// Waits until all requests are served and the file system is drained.
+    pub fn join(self) -> io::Result<()> {
+        self.0
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")))
+    }
 }
 
 fn options(config: &Config) -> fuser::Config {
@@ -80,8 +114,12 @@ fn explain(cause: io::Error, at: &Path) -> anyhow::Error {
     let said = cause.to_string();
     let hint = if said.contains("user_allow_other") {
         "let users say --allow-other: put the line 'user_allow_other' into /etc/fuse.conf"
+    } else if said.contains("write access to mountpoint")
+        || said.contains("not owner of mountpoint")
+    {
+        "an ordinary user mounts only on a directory of their own: make one, or run nodbfs as root"
     } else if said.contains("EPERM") || said.contains("ermission") || said.contains("permitted") {
-        "mounting is not permitted here: the mount point must belong to you; a container needs --cap-add SYS_ADMIN --device /dev/fuse"
+        "mounting is not permitted here; a container needs --cap-add SYS_ADMIN --device /dev/fuse"
     } else {
         "see the kernel's log (dmesg), or run with --foreground --log-level trace"
     };
@@ -119,7 +157,7 @@ mod tests {
             ),
             (
                 "fusermount3: user has no write access to mountpoint /x\n",
-                "dmesg",
+                "a directory of their own",
             ),
             (
                 "fusermount3: mount failed: Operation not permitted\n",

@@ -2,12 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, openat, statx};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
+};
 
 use super::table::{self, Mounted};
 use crate::hint::Hinted;
@@ -68,9 +72,27 @@ pub fn detach(at: &Path) -> Result<()> {
 }
 
 /// Cuts the connection between the kernel and the daemon: every request, waiting and to come, fails.
-/// For a detached mount whose users do not let go. `false`: the kernel's control files are not mounted, or not ours.
-pub fn abort(dev: (u32, u32)) -> bool {
-    fs::write(format!("/sys/fs/fuse/connections/{}/abort", dev.1), "1").is_ok()
+/// For a detached mount whose users do not let go.
+pub fn abort((_, minor): (u32, u32)) -> io::Result<()> {
+    let control = format!("{minor}/abort");
+    let abort = OFlags::WRONLY | OFlags::CLOEXEC;
+    let connections = Path::new("/sys/fs/fuse/connections").join(&control);
+    let file = open(connections, abort, Mode::empty())
+        // containers seldom mount the control files; root can look at them all the same
+        .or_else(|_| openat(control_files()?, control, abort, Mode::empty()))?;
+    rustix::io::write(file, b"1")?;
+    Ok(())
+}
+
+/// FUSE's control files, mounted nowhere.
+fn control_files() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
 }
 
 /// `false`: it is in use.
@@ -135,27 +157,20 @@ pub fn has_helper() -> bool {
 
 /// Who works below `at`, as far as this user may know: ` by bash (pid 12), …`.
 fn users(at: &Path) -> String {
+    let Ok(Some(mounted)) = table::top(at) else {
+        return String::new();
+    };
     let mut users = Vec::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = process.file_name();
-        let Some(pid) = pid
-            .to_str()
-            .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        else {
-            continue;
-        };
-        let path = process.path();
-        let files = fs::read_dir(path.join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|fd| fd.path());
-        let mut links = ["cwd", "root", "exe"]
-            .map(|name| path.join(name))
-            .into_iter()
-            .chain(files);
-        if links.any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(at))) {
-            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+    for process in entries(Path::new("/proc")) {
+        let pid = process
+            .file_name()
+            .and_then(|name| name.to_str()?.parse::<u32>().ok());
+        let links = ["cwd", "root", "exe"].map(|name| process.join(name));
+        let mut links = links.into_iter().chain(entries(&process.join("fd")));
+        if let Some(pid) = pid.filter(|pid| *pid != std::process::id())
+            && links.any(|link| leads_into(&link, at, mounted.dev))
+        {
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
             users.push(format!("{} (pid {pid})", name.trim()));
         }
     }
@@ -163,4 +178,18 @@ fn users(at: &Path) -> String {
         true => String::new(),
         false => format!(" by {}", users.join(", ")),
     }
+}
+
+/// By path first, which asks no file system; then by device, as the path may mean what lies below
+/// the mount.
+fn leads_into(link: &Path, at: &Path, dev: (u32, u32)) -> bool {
+    let ask_nobody = AtFlags::STATX_DONT_SYNC;
+    fs::read_link(link).is_ok_and(|target| target.starts_with(at))
+        && statx(CWD, link, ask_nobody, StatxFlags::empty())
+            .is_ok_and(|stat| (stat.stx_dev_major, stat.stx_dev_minor) == dev)
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
