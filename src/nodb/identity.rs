@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Who a controller is: the names of its lock and its status channel (PROTOCOL.md 3). The
 //! document decides; the path answers where the document does not say.
 
@@ -130,3 +131,6 @@ fn lossy(name: impl AsRef<std::ffi::OsStr>) -> String {
 
 #[cfg(test)]
 mod tests;
+=======
+
+>>>>>>> h/cli

@@ -1,0 +1,62 @@
+//! The command line: what was typed. What it means is [`crate::config`]'s business.
+
+pub mod mount;
+pub mod options;
+pub mod umount;
+pub mod units;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::hint;
+use crate::mount::{Built, Source};
+
+/// Mounts NoDb run directories: every .nodb read is exact and whole, every write a locked,
+/// durable, atomic commit.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nodbfs",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 the command line makes no sense."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
+}
+
+/// Runs the command that was typed and says how it went. `build` makes the file system that
+/// `mount` serves.
+pub fn run<F, B>(build: B) -> ExitCode
+where
+    F: fuser::Filesystem,
+    B: FnOnce(&Config, Source) -> anyhow::Result<Built<F>>,
+{
+    let result = match Cli::parse().command {
+        Command::Mount(args) => mount::run(args, build),
+        Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprint!("{}", hint::render(&error));
+        ExitCode::from(hint::exit_code(&error))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn clap_finds_the_definition_consistent() {
+        Cli::command().debug_assert();
+    }
+}

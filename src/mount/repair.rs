@@ -1,0 +1,47 @@
+//! Mounts whose daemon died: "Transport endpoint is not connected".
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tracing::warn;
+
+use super::{table, unmount};
+use crate::hint::Hinted;
+
+/// Whether `path` leads to a FUSE mount whose daemon is gone.
+pub fn is_stale(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_err_and(|cause| cause.raw_os_error() == Some(libc::ENOTCONN))
+}
+
+/// Takes stale mounts of ours away from `at` until something that lives comes to light.
+///
+/// # Errors
+/// The stale mount is somebody else's, or may not be unmounted.
+pub fn clear(at: &Path) -> Result<()> {
+    while is_stale(at) {
+        let at = table::canonical(at)?;
+        match table::top(&at).context("cannot read the mount table")? {
+            Some(mounted) if mounted.is_ours() => {
+                warn!(
+                    "{} is a stale mount of {}, whose daemon died: replacing it",
+                    at.display(),
+                    mounted.source
+                );
+                unmount::detach(&at)?;
+            }
+            _ => {
+                let what = format!(
+                    "{} belongs to a mount that no longer answers, and is not nodbfs's",
+                    at.display()
+                );
+                return Err(Hinted::failure(
+                    what,
+                    format!("unmount it: umount -l {}", at.display()),
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! The kernel's side of a mount: /dev/fuse, the options, and whether it answers.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::mem;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, bail};
+use fuser::{MountOption, Session, SessionACL};
+use rustix::fs::{major, minor};
+use tracing::warn;
+
+use super::{repair, table, unmount};
+use crate::config::Config;
+use crate::hint::Hinted;
+
+/// Measured: two or more on descriptors of their own serve parallel clients best, and beyond that
+/// the kernel's contention is the limit. Four let plain files go on while two threads are stuck.
+const THREADS: usize = 4;
+const DEVICE: &str = "/dev/fuse";
+
+/// Refuses early, and in words, what would fail late: no device, no permission, no helper.
+pub fn check_device() -> Result<()> {
+    let opened = OpenOptions::new().read(true).write(true).open(DEVICE);
+    opened.map_err(|cause| {
+        let hint = match cause.kind() {
+            io::ErrorKind::PermissionDenied => "run nodbfs as root, or let all users open it: chmod 666 /dev/fuse",
+            _ => "load the kernel module: modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN",
+        };
+        anyhow::Error::new(cause).context(Hinted::failure(format!("cannot open {DEVICE}"), hint))
+    })?;
+    if !rustix::process::geteuid().is_root() && !unmount::has_helper() {
+        return Err(unmount::no_helper());
+    }
+    Ok(())
+}
+
+/// Mounts and shakes hands with the kernel; nothing is answered before the session is served.
+pub fn mount<F: fuser::Filesystem>(config: &Config, filesystem: F) -> Result<Session<F>> {
+    Session::new(filesystem, &config.mountpoint, &options(config)).map_err(|cause| {
+        // a failed handshake may leave the mount behind
+        if let Err(left) = repair::clear(&config.mountpoint) {
+            warn!("{left:#}");
+        }
+        explain(cause, &config.mountpoint)
+    })
+}
+
+/// The threads that serve a session.
+pub struct Serving(JoinHandle<io::Result<()>>);
+
+/// Starts serving, and takes unmounting out of fuser's hands: when a session has ended, fuser 0.18
+/// takes the gone connection for a live one (`is_mounted` reads POLLERR the wrong way round) and
+/// unmounts whatever is at the mount point then, be it the source's own file system below.
+pub fn serve<F: fuser::Filesystem>(session: Session<F>) -> Result<Serving> {
+    let mut background = session.spawn().context("cannot start a thread")?;
+    let nothing = thread::Builder::new()
+        .spawn(|| Ok(()))
+        .context("cannot start a thread")?;
+    let threads = mem::replace(&mut background.guard, nothing);
+    // its drop is what unmounts; what leaks is a descriptor that the process keeps to its end anyway
+    mem::forget(background);
+    Ok(Serving(threads))
+}
+
+impl Serving {
+    /// Waits until all requests are served and the file system is drained.
+    pub fn join(self) -> io::Result<()> {
+        self.0
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")))
+    }
+}
+
+fn options(config: &Config) -> fuser::Config {
+    let flags = config.flags;
+    let optional = [
+        (config.read_only, MountOption::RO),
+        (flags.dev, MountOption::Dev),
+        (flags.suid, MountOption::Suid),
+        (flags.noexec, MountOption::NoExec),
+        (flags.noatime, MountOption::NoAtime),
+        (flags.sync, MountOption::Sync),
+        (flags.dirsync, MountOption::DirSync),
+    ];
+    let mut options = fuser::Config::default();
+    options.mount_options = vec![
+        // fuser joins the options with commas for fusermount3 and escapes nothing, so a comma
+        // would smuggle in options of its own
+        MountOption::FSName(config.fsname.replace([',', '\\'], "_")),
+        // fuser's own `Subtype` does not reach the kernel when root mounts
+        MountOption::CUSTOM("subtype=nodbfs".into()),
+        MountOption::DefaultPermissions,
+    ];
+    options.mount_options.extend(
+        optional
+            .into_iter()
+            .filter_map(|(on, option)| on.then_some(option)),
+    );
+    options.acl = if config.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    options.n_threads = Some(THREADS);
+    options.clone_fd = true;
+    options
+}
+
+/// fuser hands on what fusermount3 printed, or the errno of mount(2) in words.
+fn explain(cause: io::Error, at: &Path) -> anyhow::Error {
+    let said = cause.to_string();
+    let hint = if said.contains("user_allow_other") {
+        "let users say --allow-other: put the line 'user_allow_other' into /etc/fuse.conf"
+    } else if said.contains("write access to mountpoint")
+        || said.contains("not owner of mountpoint")
+    {
+        "an ordinary user mounts only on a directory of their own: make one, or run nodbfs as root"
+    } else if said.contains("EPERM") || said.contains("ermission") || said.contains("permitted") {
+        "mounting is not permitted here; a container needs --cap-add SYS_ADMIN --device /dev/fuse"
+    } else {
+        "see the kernel's log (dmesg), or run with --foreground --log-level trace"
+    };
+    let what = Hinted::failure(format!("cannot mount at {}", at.display()), hint);
+    anyhow::Error::msg(said.trim().trim_end_matches('\0').to_owned()).context(what)
+}
+
+/// Asks the mounted file system something that only the daemon can answer, and returns the
+/// mount's device number.
+pub fn probe(at: &Path) -> Result<(u32, u32)> {
+    let what = || format!("the mount at {} does not answer", at.display());
+    let dev = fs::metadata(at).with_context(what)?.dev();
+    rustix::fs::statfs(at)
+        .map_err(io::Error::from)
+        .with_context(what)?;
+    let dev = (major(dev), minor(dev));
+    let top = table::top(&table::canonical(at)?).context("cannot read the mount table")?;
+    if !top.is_some_and(|mounted| mounted.is_ours() && mounted.dev == dev) {
+        bail!("something else is mounted at {} by now", at.display());
+    }
+    Ok(dev)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hint::render;
+
+    #[test]
+    fn words_of_fusermount_and_the_kernel_get_their_hint() {
+        for (said, hint) in [
+            (
+                "option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n",
+                "put the line",
+            ),
+            (
+                "fusermount3: user has no write access to mountpoint /x\n",
+                "a directory of their own",
+            ),
+            (
+                "fusermount3: mount failed: Operation not permitted\n",
+                "--cap-add SYS_ADMIN",
+            ),
+        ] {
+            let text = render(&explain(io::Error::other(said), Path::new("/mnt")));
+            assert!(text.contains(said.trim()) && text.contains(hint), "{text}");
+        }
+    }
+}

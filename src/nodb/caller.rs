@@ -1,0 +1,80 @@
+//! Who is calling, as the caller sees itself: `<hostname>:<pid>` in its own UTS and pid
+//! namespaces, the way NoDb processes sign their locks (PROTOCOL.md 4).
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// The process of the thread `tid`, as the daemon sees it. `None`: gone, or out of sight.
+pub fn process_of(tid: u32) -> Option<u32> {
+    status_field(tid, "Tgid:")?.parse().ok()
+}
+
+/// `<hostname>:<pid>` of the process of the thread `tid` as that sees itself. `None`: it is gone,
+/// lives in a namespace the daemon cannot see, or the daemon may not ask.
+pub fn owner_of(tid: u32) -> Option<String> {
+    let pid = status_field(tid, "NStgid:")?;
+    // the last number is the innermost namespace's
+    let pid = pid.split_whitespace().next_back()?;
+    Some(format!("{}:{pid}", hostname_of(tid)?))
+}
+
+/// Whether the thread `tid` has a signal that will end its wait: the kernel keeps it asleep until
+/// the request is answered.
+pub fn is_interrupted(tid: u32) -> bool {
+    let mask = |field| status_field(tid, field).and_then(|mask| u64::from_str_radix(&mask, 16).ok()).unwrap_or(0);
+    let pending = mask("SigPnd:") | mask("ShdPnd:");
+    pending != 0 && pending & !mask("SigBlk:") & !mask("SigIgn:") != 0
+}
+
+/// `<hostname>:<pid>` of the daemon itself.
+pub fn own_owner() -> String {
+    format!("{}:{}", own_hostname(), std::process::id())
+}
+
+fn own_hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn status_field(tid: u32, field: &str) -> Option<String> {
+    if tid == 0 {
+        return None;
+    }
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(field)).map(|value| value.trim().to_owned())
+}
+
+fn hostname_of(tid: u32) -> Option<String> {
+    let theirs = format!("/proc/{tid}/ns/uts");
+    if fs::metadata("/proc/self/ns/uts").ok()?.ino() == fs::metadata(&theirs).ok()?.ino() {
+        return Some(own_hostname());
+    }
+    let namespace = fs::File::open(theirs).ok()?;
+    // a thread of its own: the move cannot be undone without a way back that might fail
+    let visit = thread::spawn(move || {
+        let kind = LinkNameSpaceType::HostNameAndNISDomainNames;
+        move_into_link_name_space(rustix::fd::AsFd::as_fd(&namespace), Some(kind)).ok()?;
+        Some(own_hostname())
+    });
+    visit.join().ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_knows_itself() {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        assert_eq!(process_of(tid), Some(std::process::id()));
+        assert_eq!(owner_of(tid), Some(own_owner()));
+    }
+
+    #[test]
+    fn nobody_is_unknown() {
+        assert_eq!(owner_of(0), None);
+        assert_eq!(owner_of(u32::MAX), None);
+    }
+}

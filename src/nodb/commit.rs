@@ -1,0 +1,264 @@
+//! A commit, step by step (DESIGN.md): a writer's content becomes the current generation, under
+//! the lock, durable and whole, or nothing happens at all.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use crate::error::{Errno, Error, InStep, Result};
+use crate::fs::attr::Attr;
+use crate::fs::inode::Place;
+use crate::fs::plain::{self, SetAttr};
+use crate::nodb::Nodb;
+use crate::nodb::controller::Controller;
+use crate::nodb::document::Document;
+use crate::nodb::generation::Payload;
+use crate::nodb::identity::Identity;
+use crate::nodb::lock::{Asking, Leases};
+use crate::nodb::publish::{Candidate, Published};
+use crate::nodb::seal::{Seal, digest};
+use crate::nodb::staging::{Snapshot, Writer};
+use crate::store::LockName;
+
+/// What is to become the current generation of which controller.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub controller: &'a Arc<Controller>,
+    pub snapshot: &'a Snapshot,
+    /// A file that a rename brings; otherwise a temporary file is made of the content.
+    pub brought: Option<&'a Place>,
+    /// The permission bits of a controller that is new.
+    pub mode: u32,
+    pub asking: Asking,
+}
+
+impl Nodb {
+    /// Commits what `writer` has written since the last time, if anything.
+    ///
+    /// Errors: the table of DESIGN.md. After an error the old generation stands, and the content
+    /// stays with the writer, who may write on and try again.
+    pub fn flush(&self, writer: &Writer, asking: Asking) -> Result<()> {
+        let staging = &writer.staging;
+        let mut leases = staging.committing();
+        let Some(snapshot) = staging.draft().to_commit() else {
+            self.settle_attributes(writer, asking)?;
+            // an untouched draft keeps its lock: `echo … > x.nodb` closes a descriptor before it writes
+            if staging.draft().committed {
+                self.locker.release(&mut leases, false);
+            }
+            return Ok(());
+        };
+        let mode = staging.attr().mode;
+        let job = Job { controller: &staging.controller, snapshot: &snapshot, brought: None, mode, asking };
+        match self.commit(&mut leases, &job) {
+            Ok(attr) => {
+                staging.draft().settle(&snapshot, attr);
+                Ok(())
+            }
+            Err(error) => {
+                staging.draft().refused = Some(error.to_string());
+                self.refused(&staging.controller, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes `job` the current generation, releases the leases, and only then returns. The order
+    /// of the steps is DESIGN.md's; each failure leaves the old generation in place.
+    pub fn commit(&self, leases: &mut Leases, job: &Job<'_>) -> Result<Attr> {
+        let document = self.validate(&job.snapshot.content)?;
+        self.writable(&job.controller.place)?;
+        let identity = self.identify(Some(&document), &job.controller.place)?;
+        self.locker.cover(leases, job.controller, &lock_of(&identity), job.asking)?;
+        self.check_base(job)?;
+        let candidate = self.prepare(job)?;
+        self.locker.check(leases)?;
+        let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref())?;
+        let attr = self.verify(job, published)?;
+        self.refresh(job.controller, &attr, &job.snapshot.content, &document);
+        self.install(job.controller, &attr, &job.snapshot.content);
+        self.locker.release(leases, true);
+        self.notify(&job.controller.place, job.brought.is_some());
+        info!(
+            runid = identity.runid,
+            controller = identity.relpath,
+            bytes = job.snapshot.content.len(),
+            digest = %digest(&job.snapshot.content),
+            "committed"
+        );
+        Ok(attr)
+    }
+
+    /// Step 2: is it a document, and not too large?
+    fn validate(&self, content: &[u8]) -> Result<Document> {
+        let (size, max) = (content.len() as u64, self.settings.max_payload);
+        if size > max {
+            return Err(Error::TooLarge { size, max });
+        }
+        Ok(Document::parse(content)?)
+    }
+
+    /// Step 2: the run's marker.
+    pub fn writable(&self, place: &Place) -> Result<()> {
+        let dir = self.plain.inodes.fd(&place.dir)?;
+        match Attr::of_name(&*dir, c"READONLY") {
+            Ok(_) => Err(Error::ReadOnlyRun),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno).in_step("look for READONLY"),
+        }
+    }
+
+    /// Step 2: who the document says it is (PROTOCOL.md 3).
+    pub fn identify(&self, document: Option<&Document>, place: &Place) -> Result<Identity> {
+        let dir = self.settings.key_root.join(self.plain.inodes.relative_path(&place.dir)?);
+        let identity = Identity::of(document, &dir, &place.name.to_string_lossy());
+        if let Some(note) = &identity.note {
+            warn!(runid = identity.runid, controller = identity.relpath, note, "identity by the path");
+        }
+        Ok(identity)
+    }
+
+    /// Step 4: the base is still what the name leads to.
+    fn check_base(&self, job: &Job<'_>) -> Result<()> {
+        let now = match self.plain.stat(&job.controller.place) {
+            Ok(attr) => Some(attr.stamp()),
+            Err(Error::Source(Errno::NOENT)) => None,
+            Err(error) => return Err(error),
+        };
+        if now == job.snapshot.base.map(|base| base.stamp()) { Ok(()) } else { Err(Error::StaleBase) }
+    }
+
+    /// Steps 1 and 5: a file beside the controller that has everything the new generation will.
+    fn prepare(&self, job: &Job<'_>) -> Result<Candidate> {
+        let place = &job.controller.place;
+        let dir = self.plain.inodes.fd(&place.dir)?;
+        let candidate = match job.brought {
+            Some(brought) => Candidate::brought(self.plain.inodes.fd(&brought.dir)?, dir, &brought.name)?,
+            None => Candidate::write(dir, &job.snapshot.content, job.mode, job.asking.caller)?,
+        };
+        if let Some(base) = &job.snapshot.base {
+            let old = self.open_lower(place)?;
+            candidate.take_after(&old, base)?;
+        }
+        candidate.finish(&job.snapshot.set, job.snapshot.base.as_ref(), job.asking.caller)?;
+        Ok(candidate)
+    }
+
+    /// Step 7: the published file reads back as it was written; else the old one comes back.
+    fn verify(&self, job: &Job<'_>, published: Published) -> Result<Attr> {
+        let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
+            let attr = Attr::of_fd(&fd)?;
+            // another stamp: somebody without a lock came right behind; ours was there all the same
+            let ours = attr.stamp() == published.stamp();
+            let bytes = if ours { plain::read(&fd, 0, attr.size as usize + 1)? } else { Vec::new() };
+            if ours && digest(&bytes) != digest(&job.snapshot.content) { Err(Error::RoundTrip) } else { Ok(attr) }
+        });
+        match read_back {
+            Ok(_) => published.settle(),
+            Err(_) => published.undo(),
+        }
+        read_back
+    }
+
+    /// Step 8: entry and seal of the new generation for every participant; what cannot be told now
+    /// is written down and told later.
+    fn refresh(&self, controller: &Controller, attr: &Attr, content: &[u8], document: &Document) {
+        let place = &controller.place;
+        let Ok(key) = self.cache_key(place) else { return };
+        let mut stale = self.aliases(place);
+        let put = match document.patch(content, attr.signature()) {
+            Some(patched) => {
+                let seal = Seal::new(content, &patched, attr.signature()).to_bytes();
+                self.store.put(&key, &patched.text, &seal)
+            }
+            None => {
+                stale.push(key.clone());
+                Ok(())
+            }
+        };
+        match put {
+            Ok(()) => self.forget_entries(stale),
+            Err(error) => {
+                warn!(key, %error, "the cache could not be told of a commit; noted, to be told later");
+                stale.push(key);
+                self.debts.owe(stale);
+            }
+        }
+    }
+
+    /// Deletes cache entries, now or as soon as the store is back. Deleting is always right.
+    pub fn forget_entries(&self, keys: Vec<String>) {
+        if keys.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.delete(&keys) {
+            warn!(?keys, %error, "the cache could not be told; noted, to be told later");
+            self.debts.owe(keys);
+        }
+    }
+
+    /// The name leads to the new generation from now on.
+    pub fn install(&self, controller: &Controller, attr: &Attr, content: &Arc<Vec<u8>>) {
+        self.payloads.put(attr, &Arc::new(Payload::Bytes(content.clone())));
+        controller.set_last_error(None);
+        controller.supersede();
+    }
+
+    /// Attributes that a writer gave its descriptor without writing go to the file as it is.
+    fn settle_attributes(&self, writer: &Writer, asking: Asking) -> Result<()> {
+        let set = std::mem::take(&mut writer.staging.draft().set);
+        if set != SetAttr::default() && writer.staging.draft().base.is_some() {
+            self.set_attributes(&writer.staging.controller, &set, asking)?;
+        }
+        Ok(())
+    }
+
+    /// Remembers a refusal for `user.nodbfs.last_error` and the log.
+    pub fn refused(&self, controller: &Controller, error: &Error) {
+        let name = controller.place.name.to_string_lossy();
+        warn!(controller = %name, errno = ?error.errno(), reason = %error, "refused");
+        controller.set_last_error(Some(error.to_string()));
+    }
+
+    /// A writer is gone. What it could not commit is kept where it can be recovered (promise 3).
+    pub fn abandon(&self, writer: &Writer) {
+        let staging = &writer.staging;
+        let mut leases = staging.committing();
+        let (content, refused, emptied) = {
+            let draft = staging.draft();
+            let left = draft.to_commit().map(|snapshot| snapshot.content);
+            (left, draft.refused.clone(), draft.emptied && draft.base.is_some())
+        };
+        if let Some(content) = content {
+            let reason = refused.unwrap_or_else(|| "closed without a commit".to_owned());
+            self.keep_rejected(&staging.controller, &content, &reason);
+        } else if emptied {
+            let name = staging.controller.place.name.to_string_lossy();
+            info!(controller = %name, "emptied and never written: the generation stays as it was");
+        }
+        self.locker.release(&mut leases, false);
+    }
+
+    /// Keeps refused content and says where, in the log and in `user.nodbfs.last_error`.
+    pub fn keep_rejected(&self, controller: &Controller, content: &[u8], reason: &str) {
+        let name = controller.place.name.to_string_lossy().into_owned();
+        match self.rejected.keep(&name, content) {
+            Ok(path) => {
+                warn!(controller = name, reason, kept = %path.display(), "refused content kept");
+                controller.set_last_error(Some(format!("{reason}; kept as {}", path.display())));
+            }
+            Err(error) => warn!(controller = name, reason, %error, "refused content could not be kept"),
+        }
+    }
+
+    /// Tells the kernel that the name leads elsewhere. A rename's own caller holds the directory's
+    /// lock until it is answered, and the kernel's telling would wait for that.
+    pub fn notify(&self, place: &Place, renaming: bool) {
+        self.kernel.entry_changed(place.dir.id, &place.name, !renaming);
+    }
+}
+
+/// The lock that guards a document of this identity.
+pub fn lock_of(identity: &Identity) -> LockName {
+    LockName { runid: identity.runid.clone(), relpath: identity.relpath.clone() }
+}

@@ -1,0 +1,230 @@
+//! A controller: a name in a run directory, which generation it leads to, and which threads are in
+//! the middle of opening it.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::fs::attr::{Attr, Ident};
+use crate::fs::inode::Place;
+use crate::nodb::generation::{Generation, Payload};
+use crate::nodb::staging::Staging;
+use crate::store::lease::Held;
+
+/// How long an `open` may take between the answer ESTALE and the kernel's second try.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// One controller's name.
+///
+/// Lock order: `state` is taken alone and held across nothing that can wait.
+#[derive(Debug)]
+pub struct Controller {
+    pub place: Place,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Weak<Generation>,
+    /// Goes up whenever a commit installs or removes a generation: a look at the disk from before
+    /// is void then.
+    epoch: u64,
+    retries: Vec<Retry>,
+    lease: Option<(u32, Weak<Held>)>,
+    last_error: Option<String>,
+}
+
+/// A thread that got ESTALE from an `open` and is on its way back.
+#[derive(Debug)]
+struct Retry {
+    tid: u32,
+    since: Instant,
+    goal: Goal,
+}
+
+/// What a returning thread is to be given.
+#[derive(Debug)]
+enum Goal {
+    /// Whatever is current when it looks; then that, even if it is superseded before it opens.
+    Current(Vec<(u64, Arc<Payload>)>),
+    /// Its own staging.
+    Staging(Arc<Staging>),
+}
+
+impl Controller {
+    pub fn new(place: Place) -> Self {
+        Self { place, state: Mutex::default() }
+    }
+
+    /// The number of commits seen; to be read before the disk is looked at.
+    pub fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
+    /// The current generation.
+    pub fn current(&self) -> Option<Arc<Generation>> {
+        self.state.lock().current.upgrade()
+    }
+
+    /// The generation that `attr`, read from the disk at `epoch`, describes: the current one, or
+    /// one made by `new`. `None`: a commit came between, look again.
+    pub fn see(&self, epoch: u64, attr: &Attr, new: impl FnOnce() -> Generation) -> Option<Arc<Generation>> {
+        let mut state = self.state.lock();
+        if state.epoch != epoch {
+            return None;
+        }
+        if let Some(current) = state.current.upgrade().filter(|current| current.stamp() == attr.stamp()) {
+            current.refresh(*attr);
+            return Some(current);
+        }
+        let generation = Arc::new(new());
+        state.current = Arc::downgrade(&generation);
+        Some(generation)
+    }
+
+    /// The name leads to another generation now, or to none: the next look makes it.
+    pub fn supersede(&self) {
+        let mut state = self.state.lock();
+        state.epoch += 1;
+        state.current = Weak::new();
+    }
+
+    /// `tid` was answered ESTALE and will look for the current generation.
+    pub fn expect_reader(&self, tid: u32) {
+        self.expect(tid, Goal::Current(Vec::new()));
+    }
+
+    /// `tid` was answered ESTALE and will look for its staging.
+    pub fn expect_writer(&self, tid: u32, staging: Arc<Staging>) {
+        self.expect(tid, Goal::Staging(staging));
+    }
+
+    fn expect(&self, tid: u32, goal: Goal) {
+        let mut state = self.state.lock();
+        state.retries.retain(|retry| retry.tid != tid || tid == 0);
+        state.retries.push(Retry { tid, since: Instant::now(), goal });
+    }
+
+    /// Whether `tid` was answered ESTALE and is looking for the current generation.
+    pub fn is_returning(&self, tid: u32) -> bool {
+        let state = self.state.lock();
+        state.retries.iter().any(|retry| retry.tid == tid && matches!(retry.goal, Goal::Current(_)))
+    }
+
+    /// The staging that `tid` is on its way to.
+    pub fn staging_for(&self, tid: u32) -> Option<Arc<Staging>> {
+        let state = self.state.lock();
+        state.retries.iter().find_map(|retry| match &retry.goal {
+            Goal::Staging(staging) if retry.tid == tid => Some(staging.clone()),
+            _ => None,
+        })
+    }
+
+    /// A returning reader was shown this generation: it may open it, whatever is committed between.
+    pub fn pin(&self, tid: u32, generation: u64, payload: &Arc<Payload>) {
+        let mut state = self.state.lock();
+        for retry in &mut state.retries {
+            if let Goal::Current(pins) = &mut retry.goal
+                && retry.tid == tid
+            {
+                pins.push((generation, payload.clone()));
+            }
+        }
+    }
+
+    /// A returning reader has arrived at the generation it was shown.
+    pub fn take_pin(&self, tid: u32, generation: u64) -> Option<Arc<Payload>> {
+        let mut state = self.state.lock();
+        let at = state.retries.iter().position(|retry| {
+            retry.tid == tid
+                && matches!(&retry.goal, Goal::Current(pins) if pins.iter().any(|(id, _)| *id == generation))
+        })?;
+        match state.retries.swap_remove(at).goal {
+            Goal::Current(pins) => pins.into_iter().rev().find(|(id, _)| *id == generation).map(|(_, payload)| payload),
+            Goal::Staging(_) => None,
+        }
+    }
+
+    /// A returning writer has arrived.
+    pub fn arrived(&self, staging: &Arc<Staging>) {
+        let mut state = self.state.lock();
+        state.retries.retain(|retry| !matches!(&retry.goal, Goal::Staging(s) if Arc::ptr_eq(s, staging)));
+    }
+
+    /// Forgets threads that never came back, and with them their stagings and leases.
+    pub fn expire(&self) {
+        let gone: Vec<Retry> = {
+            let mut state = self.state.lock();
+            state.retries.extract_if(.., |retry| retry.since.elapsed() > RETRY).collect()
+        };
+        drop(gone);
+    }
+
+    /// The lease that the process `tgid` already holds for this controller.
+    pub fn lease_of(&self, tgid: u32) -> Option<Arc<Held>> {
+        let state = self.state.lock();
+        let (owner, held) = state.lease.as_ref()?;
+        if *owner == tgid { held.upgrade() } else { None }
+    }
+
+    /// The process `tgid` holds a lease now.
+    pub fn leased(&self, tgid: u32, held: &Arc<Held>) {
+        self.state.lock().lease = Some((tgid, Arc::downgrade(held)));
+    }
+
+    /// The reason of the last refusal, in words.
+    pub fn last_error(&self) -> Option<String> {
+        self.state.lock().last_error.clone()
+    }
+
+    pub fn set_last_error(&self, error: Option<String>) {
+        self.state.lock().last_error = error;
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.retries.is_empty() && state.last_error.is_none() && state.current.strong_count() == 0
+    }
+}
+
+/// All controllers that somebody has asked for, by directory and name.
+///
+/// Lock order: `known` before a controller's `state`.
+#[derive(Debug, Default)]
+pub struct Controllers {
+    known: Mutex<HashMap<(Ident, OsString), Arc<Controller>>>,
+}
+
+impl Controllers {
+    /// The controller of this name, whether or not there is a file.
+    pub fn at(&self, place: &Place) -> Arc<Controller> {
+        let fresh = || Arc::new(Controller::new(place.clone()));
+        let mut known = self.known.lock();
+        let controller = known.entry(key(place)).or_insert_with(fresh);
+        // the kernel may have forgotten the directory and found it again
+        if !Arc::ptr_eq(&controller.place.dir, &place.dir) {
+            *controller = fresh();
+        }
+        controller.clone()
+    }
+
+    /// The controller of this name, if somebody has asked for it.
+    pub fn get(&self, place: &Place) -> Option<Arc<Controller>> {
+        self.known.lock().get(&key(place)).cloned()
+    }
+
+    /// Forgets what nobody uses, and threads that never came back.
+    pub fn sweep(&self) {
+        let all: Vec<_> = self.known.lock().values().cloned().collect();
+        all.iter().for_each(|controller| controller.expire());
+        drop(all);
+        self.known.lock().retain(|_, controller| Arc::strong_count(controller) > 1 || !controller.is_idle());
+    }
+}
+
+fn key(place: &Place) -> (Ident, OsString) {
+    (place.dir.ident, place.name.clone())
+}

@@ -1,0 +1,165 @@
+//! The distributed locks a writer works under: taken by nodbfs, or the writer's own.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tracing::{debug, info, warn};
+
+use crate::error::{Error, Result};
+use crate::fs::credentials::Caller;
+use crate::nodb::caller;
+use crate::nodb::controller::Controller;
+use crate::store::lease::{Held, Keeper, acquire_waiting};
+use crate::store::{Acquired, Holder, LockName, Store};
+
+/// How long a lease lasts if nobody renews it: a crash blocks a run for a minute, not for hours.
+const TTL: Duration = Duration::from_secs(60);
+
+/// How long a lease must be ours for sure when a publication begins. Longer than any publication
+/// on a healthy disk; the publication is fenced for the others.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// The right to publish a controller.
+#[derive(Debug)]
+enum Lease {
+    /// Taken by nodbfs; shared by the writers of one process.
+    Own(Arc<Held>),
+    /// The writer's own: not taken, not renewed, not released.
+    Adopted(Holder),
+    /// The tail of a dump of a process that cannot be seen, which has just checked its lock.
+    Vouched,
+}
+
+/// The locks one writer works under.
+#[derive(Debug, Default)]
+pub struct Leases {
+    held: Vec<(LockName, Lease)>,
+}
+
+/// How a writer asks for a lock.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking {
+    pub caller: Caller,
+    /// `O_NONBLOCK`: EAGAIN at once.
+    pub nonblocking: bool,
+    /// A rename of NoDb's own temporary name: the tail of a dump.
+    pub dump: bool,
+}
+
+/// Takes and releases locks for writers.
+#[derive(Debug)]
+pub struct Locker {
+    store: Arc<dyn Store>,
+    keeper: Keeper,
+    /// `<hostname>:<pid>` of the daemon.
+    owner: String,
+    wait: Duration,
+}
+
+impl Locker {
+    /// `wait` is `--lock-wait`.
+    pub fn new(store: Arc<dyn Store>, wait: Duration) -> Self {
+        Self { keeper: Keeper::new(), store, owner: caller::own_owner(), wait }
+    }
+
+    /// Makes sure that `leases` cover the lock `name` of `controller`.
+    ///
+    /// Errors: EBUSY or EAGAIN (held by somebody else), EINTR, ENOLCK (the store is away).
+    pub fn cover(&self, leases: &mut Leases, controller: &Controller, name: &LockName, asking: Asking) -> Result<()> {
+        if !leases.held.iter().any(|(held, _)| held == name) {
+            let lease = self.take(controller, name, asking)?;
+            leases.held.push((name.clone(), lease));
+        }
+        Ok(())
+    }
+
+    fn take(&self, controller: &Controller, name: &LockName, asking: Asking) -> Result<Lease> {
+        let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
+        if let Some(held) = controller.lease_of(tgid).filter(|held| tgid != 0 && held.name() == name) {
+            return Ok(Lease::Own(held));
+        }
+        let lease = match self.store.acquire(name, &self.owner, TTL)? {
+            Acquired::Held(lease) => lease,
+            Acquired::Busy(holder) => {
+                if let Some(lease) = self.adopt(name, &holder, asking) {
+                    return Ok(lease);
+                }
+                self.wait_for(name, asking).inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?
+            }
+            Acquired::Fenced => self.wait_for(name, asking)?,
+        };
+        debug!(lock = name.key(), "lock taken");
+        let held = self.keeper.hold(self.store.clone(), lease);
+        controller.leased(tgid, &held);
+        Ok(Lease::Own(held))
+    }
+
+    /// The lease of a writer that holds the lock itself, or that must be believed to.
+    fn adopt(&self, name: &LockName, holder: &Holder, asking: Asking) -> Option<Lease> {
+        match caller::owner_of(asking.caller.tid) {
+            Some(owner) if holder.owner.as_ref() == Some(&owner) => {
+                debug!(lock = name.key(), owner, "lock adopted from the writer");
+                Some(Lease::Adopted(holder.clone()))
+            }
+            None if asking.dump => {
+                debug!(lock = name.key(), "writer out of sight, in the tail of a dump: let through");
+                Some(Lease::Vouched)
+            }
+            _ => None,
+        }
+    }
+
+    fn wait_for(&self, name: &LockName, asking: Asking) -> Result<crate::store::Lease> {
+        let wait = if asking.nonblocking { Duration::ZERO } else { self.wait };
+        let interrupted = || caller::is_interrupted(asking.caller.tid);
+        match acquire_waiting(&*self.store, name, &self.owner, TTL, wait, &interrupted) {
+            Err(Error::Locked { key, holder }) if asking.nonblocking => Err(Error::WouldBlock { key, holder }),
+            answer => answer,
+        }
+    }
+
+    /// Makes sure that every lease is still the writer's, for long enough to publish.
+    ///
+    /// Errors: ESTALE (lost), ENOLCK (the store is away).
+    pub fn check(&self, leases: &Leases) -> Result<()> {
+        for (name, lease) in &leases.held {
+            match lease {
+                Lease::Own(held) => held.check(MARGIN).map_err(Error::LeaseLost)?,
+                Lease::Adopted(holder) => {
+                    let now = self.store.holder(name)?;
+                    if now.as_ref().map(|now| &now.value) != Some(&holder.value) {
+                        return Err(Error::LeaseLost(format!("{holder} no longer holds {}", name.key())));
+                    }
+                }
+                Lease::Vouched => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what nodbfs took, by its own tokens. With `committed`, the run's `last_modified`
+    /// becomes now (PROTOCOL.md 2), also under locks that are the writer's own.
+    pub fn release(&self, leases: &mut Leases, committed: bool) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let last_modified = committed.then_some(now);
+        for (name, lease) in leases.held.drain(..) {
+            let last = match lease {
+                Lease::Own(held) => Arc::into_inner(held),
+                Lease::Adopted(_) | Lease::Vouched => None,
+            };
+            let told = match (last, last_modified) {
+                (Some(held), _) => held.release(last_modified).map(drop),
+                (None, Some(at)) => self.store.touch(&name.runid, at),
+                (None, None) => Ok(()),
+            };
+            if let Err(error) = told {
+                warn!(lock = name.key(), %error, "lock not released, it will expire");
+            }
+        }
+    }
+
+    /// Who holds `name` now, in words; for `user.nodbfs.holder`.
+    pub fn holder(&self, name: &LockName) -> Result<Option<Holder>> {
+        Ok(self.store.holder(name)?)
+    }
+}

@@ -1,0 +1,248 @@
+//! A file that is about to become a generation, and the moment when it does.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod, fchown, fsetxattr, fsync,
+    futimens, openat, renameat_with, unlinkat,
+};
+use tracing::{error, warn};
+
+use crate::error::{Errno, Error, InStep, Result};
+use crate::fs::attr::{Attr, Stamp, timespec};
+use crate::fs::credentials::Caller;
+use crate::fs::inode::Place;
+use crate::fs::plain::{self, SetAttr, XattrReply, list_xattrs, read_xattr, xattr_names};
+use crate::node::TEMPORARY;
+
+/// How much later than its base a generation must be for every participant to see it: `st_mtime`
+/// as a float resolves some 0.2 µs, and cached signatures are compared to 1 µs (PROTOCOL.md 5).
+const LATER: i128 = 10_000;
+
+/// Where a file system keeps no finer times, in nanoseconds.
+const SECOND: i128 = 1_000_000_000;
+
+/// A complete file beside the controller, or one that a rename brings.
+#[derive(Debug)]
+pub struct Candidate {
+    dir: Arc<OwnedFd>,
+    name: OsString,
+    fd: OwnedFd,
+    target_dir: Arc<OwnedFd>,
+    /// Whether the file is nodbfs's own and goes when it is not published.
+    temporary: bool,
+}
+
+impl Candidate {
+    /// Writes `content` to a temporary file in `dir`. A new controller is the caller's.
+    pub fn write(dir: Arc<OwnedFd>, content: &[u8], mode: u32, caller: Caller) -> Result<Self> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed);
+        let name = OsString::from(format!("{TEMPORARY}{}-{number}.tmp", std::process::id()));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = {
+            let _as_caller = caller.assume();
+            openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777))
+        };
+        let fd = fd.in_step("create a temporary file")?;
+        let candidate = Self { target_dir: dir.clone(), dir, name, fd, temporary: true };
+        candidate.fill(content)?;
+        Ok(candidate)
+    }
+
+    /// The regular file `name` in `dir`, which a rename brings into `target_dir`.
+    pub fn brought(dir: Arc<OwnedFd>, target_dir: Arc<OwnedFd>, name: &OsStr) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(&*dir, name, flags, Mode::empty())?;
+        Ok(Self { dir, name: name.to_owned(), fd, target_dir, temporary: false })
+    }
+
+    fn fill(&self, content: &[u8]) -> Result<()> {
+        let mut written = 0;
+        while written < content.len() {
+            written += plain::write(&self.fd, written as u64, &content[written..])?;
+        }
+        Ok(())
+    }
+
+    /// Takes over mode, owner and extended attributes of the base (promise 4).
+    pub fn take_after(&self, old: &OwnedFd, base: &Attr) -> Result<()> {
+        let now = Attr::of_fd(&self.fd)?;
+        if (now.uid, now.gid) != (base.uid, base.gid) {
+            let (uid, gid) = (Some(Uid::from_raw(base.uid)), Some(Gid::from_raw(base.gid)));
+            fchown(&self.fd, uid, gid).in_step("keep the owner")?;
+        }
+        if now.mode != base.mode {
+            fchmod(&self.fd, Mode::from_raw_mode(base.mode & 0o7777)).in_step("keep the mode")?;
+        }
+        self.copy_xattrs(old)
+    }
+
+    fn copy_xattrs(&self, old: &OwnedFd) -> Result<()> {
+        let XattrReply::Size(size) = (match list_xattrs(old, 0) {
+            Err(Error::Source(Errno::OPNOTSUPP)) => return Ok(()),
+            answer => answer?,
+        }) else {
+            return Ok(());
+        };
+        if size == 0 {
+            return Ok(());
+        }
+        let XattrReply::Data(list) = list_xattrs(old, size)? else { return Ok(()) };
+        for name in xattr_names(list) {
+            let XattrReply::Size(size) = read_xattr(old, &name, 0)? else { continue };
+            let value = match read_xattr(old, &name, size.max(1))? {
+                XattrReply::Data(value) => value,
+                XattrReply::Size(_) => Vec::new(),
+            };
+            fsetxattr(&self.fd, &name, &value, XattrFlags::empty()).in_step("keep the extended attributes")?;
+        }
+        Ok(())
+    }
+
+    /// The writer's own changes, a time that tells it from the base, and the way to the disk.
+    pub fn finish(&self, set: &SetAttr, base: Option<&Attr>, caller: Caller) -> Result<()> {
+        if !set.is_empty() {
+            plain::change(&self.fd, None, &SetAttr { size: None, ..*set }, caller)?;
+        }
+        if let Some(base) = base {
+            self.later_than(base.mtime)?;
+        }
+        fsync(&self.fd).in_step("fsync the new generation")
+    }
+
+    /// Strictly later than the base, by so much that nobody takes one for the other.
+    fn later_than(&self, base: i128) -> Result<()> {
+        for mtime in [base + LATER, (base / SECOND + 2) * SECOND] {
+            if Attr::of_fd(&self.fd)?.mtime >= base + LATER {
+                break;
+            }
+            let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+            let times = Timestamps { last_access: omit, last_modification: timespec(mtime) };
+            futimens(&self.fd, &times).in_step("set a later mtime")?;
+        }
+        Ok(())
+    }
+
+    /// Step 6: the name `place` leads to this file, in place of `base` and of nothing else. A pause
+    /// at any instruction can at worst show for a moment what is then taken back.
+    pub fn publish(mut self, place: &Place, base: Option<&Attr>) -> Result<Published> {
+        let stamp = Attr::of_fd(&self.fd)?.stamp();
+        let target = place.name.clone();
+        let replaced = match base {
+            Some(base) => self.exchange(&target, base)?,
+            None => self.link_in(&target)?,
+        };
+        self.temporary &= replaced;
+        if let Err(errno) = self.sync_dirs() {
+            // the new generation is there and cannot be taken back truthfully
+            warn!(%errno, name = ?target, "published, but the directory could not be synced");
+        }
+        Ok(Published { candidate: self, target, stamp, replaced })
+    }
+
+    /// Takes the place of `base` only. `true`: the base is under the candidate's old name now.
+    fn exchange(&self, target: &OsStr, base: &Attr) -> Result<bool> {
+        match self.rename_to(target, RenameFlags::EXCHANGE) {
+            Ok(()) => {
+                let out = Attr::of_name(&*self.dir, &self.name);
+                if out.is_ok_and(|out| out.stamp() == base.stamp()) {
+                    return Ok(true);
+                }
+                self.rename_to(target, RenameFlags::EXCHANGE).in_step("take a stale publication back")?;
+                Err(Error::StaleBase)
+            }
+            Err(Errno::NOENT) => Err(Error::StaleBase),
+            Err(errno) if is_unsupported(errno) => {
+                // NFS and the like: the check and the rename stand side by side
+                let now = Attr::of_name(&*self.target_dir, target);
+                if !now.is_ok_and(|now| now.stamp() == base.stamp()) {
+                    return Err(Error::StaleBase);
+                }
+                self.rename_to(target, RenameFlags::empty()).in_step("publish")?;
+                Ok(false)
+            }
+            Err(errno) => Err(errno).in_step("publish"),
+        }
+    }
+
+    /// Takes a name that is free.
+    fn link_in(&self, target: &OsStr) -> Result<bool> {
+        match self.rename_to(target, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(false),
+            Err(Errno::EXIST) => Err(Error::StaleBase),
+            Err(errno) if is_unsupported(errno) => {
+                if Attr::of_name(&*self.target_dir, target).is_ok() {
+                    return Err(Error::StaleBase);
+                }
+                self.rename_to(target, RenameFlags::empty()).in_step("publish")?;
+                Ok(false)
+            }
+            Err(errno) => Err(errno).in_step("publish"),
+        }
+    }
+
+    fn rename_to(&self, target: &OsStr, flags: RenameFlags) -> std::result::Result<(), Errno> {
+        renameat_with(&*self.dir, &self.name, &*self.target_dir, target, flags)
+    }
+
+    fn sync_dirs(&self) -> std::result::Result<(), Errno> {
+        sync_dir(&self.target_dir)?;
+        if Arc::ptr_eq(&self.dir, &self.target_dir) { Ok(()) } else { sync_dir(&self.dir) }
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        if self.temporary
+            && let Err(errno) = unlinkat(&*self.dir, &self.name, AtFlags::empty())
+        {
+            warn!(%errno, name = ?self.name, "temporary file left behind");
+        }
+    }
+}
+
+/// A publication that can still be taken back.
+#[derive(Debug)]
+pub struct Published {
+    candidate: Candidate,
+    target: OsString,
+    stamp: Stamp,
+    /// Whether the old generation lies under the candidate's old name.
+    replaced: bool,
+}
+
+impl Published {
+    /// What the published file must look like.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// The old generation goes.
+    pub fn settle(mut self) {
+        self.candidate.temporary = self.replaced;
+    }
+
+    /// The old generation comes back; what was published takes its old name again.
+    pub fn undo(self) {
+        if self.replaced
+            && let Err(errno) = self.candidate.rename_to(&self.target, RenameFlags::EXCHANGE)
+        {
+            error!(%errno, name = ?self.target, "a bad publication could not be taken back");
+        }
+    }
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(dir: &OwnedFd) -> std::result::Result<(), Errno> {
+    // the descriptor at hand is O_PATH, which cannot be synced
+    fsync(openat(dir, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// What file systems without `RENAME_EXCHANGE` or `RENAME_NOREPLACE` answer.
+fn is_unsupported(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}

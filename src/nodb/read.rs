@@ -1,0 +1,222 @@
+//! Reading a controller: memory, then the DB 13 entry with its seal, then the disk.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, openat};
+use tracing::{debug, warn};
+
+use crate::error::{Errno, Error, InStep, Result};
+use crate::fs::attr::{Attr, unix_nanos};
+use crate::fs::inode::Place;
+use crate::fs::plain;
+use crate::nodb::Nodb;
+use crate::nodb::controller::Controller;
+use crate::nodb::document::Document;
+use crate::nodb::generation::{Generation, Payload};
+use crate::nodb::seal::Seal;
+use crate::store::Cached;
+
+/// How long a reader waits for an in-place writer (PROTOCOL.md 6) to finish its document.
+const TORN: Duration = Duration::from_millis(1000);
+
+/// A file that was not touched for this long is not in the middle of being written.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A generation's bytes and the attributes of the file they are of.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub attr: Attr,
+    pub payload: Arc<Payload>,
+}
+
+impl Loaded {
+    /// The bytes, if they are a document of a size nodbfs handles.
+    pub fn bytes(&self) -> Result<&Arc<Vec<u8>>> {
+        match &*self.payload {
+            Payload::Bytes(bytes) => Ok(bytes),
+            Payload::File(_) => Err(Errno::FBIG.into()),
+        }
+    }
+}
+
+impl Nodb {
+    /// The generation that the name leads to now. ENOENT, or whatever the source says.
+    pub fn look(&self, controller: &Arc<Controller>) -> Result<Arc<Generation>> {
+        loop {
+            let epoch = controller.epoch();
+            let attr = self.plain.stat(&controller.place)?;
+            if !attr.is_file() {
+                return Err(Error::Superseded);
+            }
+            if let Some(generation) = self.see(controller, epoch, &attr) {
+                return Ok(generation);
+            }
+        }
+    }
+
+    fn see(&self, controller: &Arc<Controller>, epoch: u64, attr: &Attr) -> Option<Arc<Generation>> {
+        let new = || Generation::new(self.plain.inodes.fresh_id(), controller.clone(), *attr);
+        controller.see(epoch, attr, new)
+    }
+
+    /// For a thread on its second try: the current generation, which it may open even if it is
+    /// superseded before the kernel comes back. It was current within the thread's one `open`.
+    pub fn look_again(&self, controller: &Arc<Controller>, tid: u32) -> Result<Arc<Generation>> {
+        loop {
+            let epoch = controller.epoch();
+            let loaded = self.load(controller)?;
+            if let Some(generation) = self.see(controller, epoch, &loaded.attr) {
+                controller.pin(tid, generation.id, &loaded.payload);
+                return Ok(generation);
+            }
+        }
+    }
+
+    /// Opens `generation` for reading if that needs nothing but memory and a look at the source.
+    /// `None`: it must be loaded. ESTALE: the name leads elsewhere, and the kernel will look again.
+    pub fn open_hot(&self, generation: &Generation, tid: u32) -> Result<Option<Arc<Payload>>> {
+        let controller = &generation.controller;
+        if let Some(payload) = controller.take_pin(tid, generation.id) {
+            return Ok(Some(payload));
+        }
+        let attr = self.plain.stat(&controller.place);
+        match attr {
+            Ok(attr) if attr.stamp() == generation.stamp() && self.is_current(generation) => {
+                Ok(self.payloads.get(&attr))
+            }
+            _ => {
+                controller.expect_reader(tid);
+                Err(Error::Superseded)
+            }
+        }
+    }
+
+    /// Opens `generation` for reading, loading it.
+    pub fn open_cold(&self, generation: &Generation, tid: u32) -> Result<Arc<Payload>> {
+        let controller = &generation.controller;
+        match self.load(controller) {
+            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => Ok(loaded.payload),
+            Ok(_) | Err(Error::Superseded) | Err(Error::Source(Errno::NOENT)) => {
+                controller.expect_reader(tid);
+                Err(Error::Superseded)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the controller's name leads to `generation`.
+    pub fn is_current(&self, generation: &Generation) -> bool {
+        generation.controller.current().is_some_and(|current| current.id == generation.id)
+    }
+
+    /// The bytes of the current generation.
+    pub fn load(&self, controller: &Controller) -> Result<Loaded> {
+        let place = &controller.place;
+        let give_up = Instant::now() + TORN;
+        loop {
+            let attr = self.plain.stat(place)?;
+            if !attr.is_file() {
+                return Err(Error::Superseded);
+            }
+            if let Some(payload) = self.payloads.get(&attr) {
+                return Ok(Loaded { attr, payload });
+            }
+            let key = self.cache_key(place)?;
+            let cached = self.cached(&key);
+            if let Some(bytes) = self.unseal(&cached, &attr) {
+                debug!(key, "read from the cache entry");
+                return Ok(self.keep(attr, bytes));
+            }
+            let Some((attr, payload)) = self.read_disk(place)? else { continue };
+            let Payload::Bytes(bytes) = &payload else {
+                return Ok(Loaded { attr, payload: Arc::new(payload) });
+            };
+            match Document::parse(bytes) {
+                Ok(document) => {
+                    debug!(key, "read from disk");
+                    self.warm(&key, &cached, place, &attr, bytes, &document);
+                }
+                // an in-place writer may be at work; promise 2 forbids to show its half document
+                Err(invalid) if may_be_torn(&attr) && Instant::now() < give_up => {
+                    debug!(key, %invalid, "half a document on disk, waiting for its writer");
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                Err(invalid) => warn!(key, %invalid, "the file on disk is no document; served as it is"),
+            }
+            let payload = Arc::new(payload);
+            self.payloads.put(&attr, &payload);
+            return Ok(Loaded { attr, payload });
+        }
+    }
+
+    fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
+        let payload = Arc::new(Payload::Bytes(Arc::new(bytes)));
+        self.payloads.put(&attr, &payload);
+        Loaded { attr, payload }
+    }
+
+    /// What the store has for `key`. A store that is away costs a read nothing but its speed.
+    fn cached(&self, key: &str) -> Option<Cached> {
+        self.store.get(key).inspect_err(|error| debug!(key, %error, "cache not read")).ok()
+    }
+
+    fn unseal(&self, cached: &Option<Cached>, attr: &Attr) -> Option<Vec<u8>> {
+        let cached = cached.as_ref()?;
+        let seal = Seal::from_bytes(cached.seal.as_deref()?)?;
+        let bytes = seal.open(cached.entry.as_deref()?, attr.signature())?;
+        (bytes.len() as u64 == attr.size).then_some(bytes)
+    }
+
+    /// The file's bytes with the attributes they belong to; `None`: it changed meanwhile.
+    fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
+        let fd = self.open_lower(place)?;
+        let attr = Attr::of_fd(&fd).in_step("stat the controller")?;
+        if attr.size > self.settings.max_payload {
+            return Ok(Some((attr, Payload::File(fd))));
+        }
+        // one byte more than there should be: a file that grows is noticed
+        let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
+        let unchanged = Attr::of_fd(&fd).in_step("stat the controller")?.stamp() == attr.stamp();
+        let complete = unchanged && bytes.len() as u64 == attr.size;
+        Ok(complete.then(|| (attr, Payload::Bytes(Arc::new(bytes)))))
+    }
+
+    /// Opens the controller's file for reading.
+    pub fn open_lower(&self, place: &Place) -> Result<OwnedFd> {
+        let dir = self.plain.inodes.fd(&place.dir)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&*dir, &place.name, flags, Mode::empty())?)
+    }
+
+    /// Leaves entry and seal for the next reader, unless somebody else has refreshed them.
+    fn warm(
+        &self,
+        key: &str,
+        seen: &Option<Cached>,
+        place: &Place,
+        attr: &Attr,
+        bytes: &[u8],
+        document: &Document,
+    ) {
+        let Some(seen) = seen else { return };
+        let Some(patched) = document.patch(bytes, attr.signature()) else { return };
+        let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
+        let put = self.store.put_if_unchanged(key, seen, &patched.text, &seal);
+        // a commit may have come between the read and the put: old readers trust any entry
+        let moved_on = self.plain.stat(place).map_or(true, |now| now.stamp() != attr.stamp());
+        let undone = if moved_on { self.store.delete(&[key.to_owned()]) } else { Ok(()) };
+        if let Err(error) = put.and(undone) {
+            debug!(key, %error, "cache entry not refreshed");
+        }
+    }
+}
+
+/// Whether the file was written so recently that its writer may still be at it.
+fn may_be_torn(attr: &Attr) -> bool {
+    let age = unix_nanos(SystemTime::now()) - attr.mtime;
+    age < SETTLED.as_nanos() as i128
+}

@@ -1,0 +1,369 @@
+//! The other roads of a write: everything that changes where a controller's name leads without
+//! an open writer's close, each under the lock and, where content arrives, through the commit.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat};
+use tracing::info;
+
+use crate::error::{Errno, Error, Result};
+use crate::fs::attr::Attr;
+use crate::fs::inode::{Inode, Place, reopen_path};
+use crate::fs::plain::{self, SetAttr};
+use crate::node::is_controller;
+use crate::nodb::Nodb;
+use crate::nodb::commit::{Job, lock_of};
+use crate::nodb::controller::Controller;
+use crate::nodb::document::Document;
+use crate::nodb::generation::Payload;
+use crate::nodb::identity::Identity;
+use crate::nodb::lock::{Asking, Leases};
+use crate::nodb::seal::Seal;
+use crate::nodb::staging::{Snapshot, Staging, newborn};
+
+impl Nodb {
+    /// Prepares a writer for the controller and sends the kernel back to look the name up again,
+    /// where it will find the staging: always an error, ESTALE if all is well.
+    pub fn open_writer(&self, controller: &Arc<Controller>, flags: i32, asking: Asking) -> Error {
+        match self.stage(controller, flags, asking) {
+            Ok(staging) => controller.expect_writer(asking.caller.tid, staging),
+            // gone meanwhile: the kernel looks again, and creates it if the writer wants that
+            Err(Error::Source(Errno::NOENT)) => controller.expect_reader(asking.caller.tid),
+            Err(error) => {
+                self.refused(controller, &error);
+                return error;
+            }
+        }
+        Error::Superseded
+    }
+
+    fn stage(&self, controller: &Arc<Controller>, flags: i32, asking: Asking) -> Result<Arc<Staging>> {
+        self.writable(&controller.place)?;
+        let mut leases = Leases::default();
+        let identity = self.identity_now(controller)?;
+        self.locker.cover(&mut leases, controller, &lock_of(&identity), asking)?;
+        let loaded = self.load(controller);
+        let content = loaded.as_ref().map_err(|_| Errno::IO.into()).and_then(|loaded| {
+            if flags & libc::O_TRUNC != 0 { Ok(Arc::default()) } else { loaded.bytes().cloned() }
+        });
+        let (loaded, content) = match (loaded, content) {
+            (Ok(loaded), Ok(content)) => (loaded, content),
+            (Err(error), _) | (_, Err(error)) => {
+                self.locker.release(&mut leases, false);
+                return Err(error);
+            }
+        };
+        let tgid = super::caller::process_of(asking.caller.tid).unwrap_or(0);
+        let id = self.plain.inodes.fresh_id();
+        let base = Some(loaded.attr);
+        Ok(Arc::new(Staging::new(id, controller.clone(), tgid, base, loaded.attr, content, leases)))
+    }
+
+    /// A controller that does not exist: a staging that becomes one at its first commit. The lock
+    /// is taken then, for the kernel holds the directory until this is answered.
+    pub fn create(&self, controller: &Arc<Controller>, mode: u32, flags: i32, asking: Asking) -> Result<Arc<Staging>> {
+        match self.plain.stat(&controller.place) {
+            Ok(_) if flags & libc::O_EXCL != 0 => return Err(Errno::EXIST.into()),
+            Ok(_) => return Err(self.open_writer(controller, flags, asking)),
+            Err(Error::Source(Errno::NOENT)) => {}
+            Err(error) => return Err(error),
+        }
+        self.writable(&controller.place).inspect_err(|error| self.refused(controller, error))?;
+        let caller = asking.caller;
+        let tgid = super::caller::process_of(caller.tid).unwrap_or(0);
+        let id = self.plain.inodes.fresh_id();
+        let attr = newborn(id, mode, caller.uid, caller.gid);
+        let content = Arc::default();
+        Ok(Arc::new(Staging::new(id, controller.clone(), tgid, None, attr, content, Leases::default())))
+    }
+
+    /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
+    pub fn identity_now(&self, controller: &Controller) -> Result<Identity> {
+        let loaded = self.load(controller)?;
+        let document = loaded.bytes().ok().and_then(|bytes| Document::parse(bytes).ok());
+        self.identify(document.as_ref(), &controller.place)
+    }
+
+    /// Runs `change` under the locks of all `controllers` that exist, taken in one order.
+    fn locked<T>(
+        &self,
+        controllers: &[&Arc<Controller>],
+        asking: Asking,
+        change: impl FnOnce(&mut Leases) -> Result<T>,
+    ) -> Result<T> {
+        let mut names = Vec::new();
+        for controller in controllers {
+            self.writable(&controller.place)?;
+            match self.identity_now(controller) {
+                Ok(identity) => names.push((lock_of(&identity), *controller)),
+                Err(Error::Source(Errno::NOENT) | Error::Superseded) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        names.sort_by(|one, other| one.0.cmp(&other.0));
+        let mut leases = Leases::default();
+        let covered =
+            names.iter().try_for_each(|(name, controller)| self.locker.cover(&mut leases, controller, name, asking));
+        let changed = covered.and_then(|()| self.locker.check(&leases)).and_then(|()| change(&mut leases));
+        if let (Err(error), Some(controller)) = (&changed, controllers.last()) {
+            self.refused(controller, error);
+        }
+        self.locker.release(&mut leases, changed.is_ok());
+        changed
+    }
+
+    /// `unlink` of a controller.
+    pub fn unlink(&self, controller: &Arc<Controller>, asking: Asking) -> Result<()> {
+        let place = &controller.place;
+        if !self.plain.stat(place)?.is_file() {
+            return self.plain.unlink(place);
+        }
+        self.locked(&[controller], asking, |_| {
+            self.plain.unlink(place)?;
+            self.vanished(controller)
+        })?;
+        info!(controller = %place.name.to_string_lossy(), "unlinked");
+        Ok(())
+    }
+
+    /// The name leads nowhere: neither does its entry.
+    fn vanished(&self, controller: &Controller) -> Result<()> {
+        controller.supersede();
+        let mut keys = self.aliases(&controller.place);
+        keys.push(self.cache_key(&controller.place)?);
+        self.forget_entries(keys);
+        Ok(())
+    }
+
+    /// `renameat2` where at least one of the names is a controller's.
+    pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags, asking: Asking) -> Result<()> {
+        let source = self.plain.stat(from)?;
+        let target = match self.plain.stat(to) {
+            Ok(attr) => Some(attr),
+            Err(Error::Source(Errno::NOENT)) => None,
+            Err(error) => return Err(error),
+        };
+        if flags.contains(RenameFlags::NOREPLACE) && target.is_some() {
+            return Err(Errno::EXIST.into());
+        }
+        let one_file = target.is_some_and(|target| target.ident == source.ident);
+        if one_file || target.is_some_and(|target| target.is_dir()) {
+            return self.plain.rename(from, to, flags);
+        }
+        if flags.contains(RenameFlags::EXCHANGE) {
+            return self.exchange(from, to, asking);
+        }
+        if is_controller(&to.name) && source.is_file() {
+            return self.arrive(from, to, target, asking);
+        }
+        let concerned = self.concerned([from, to]);
+        let concerned: Vec<_> = concerned.iter().collect();
+        self.locked(&concerned, asking, |_| {
+            self.plain.rename(from, to, flags)?;
+            self.departed(from);
+            concerned.iter().try_for_each(|controller| self.vanished(controller))
+        })?;
+        concerned.iter().for_each(|controller| self.notify(&controller.place, true));
+        self.notify(to, true);
+        Ok(())
+    }
+
+    /// The controllers among the names.
+    fn concerned(&self, places: [&Place; 2]) -> Vec<Arc<Controller>> {
+        let named = places.into_iter().filter(|place| is_controller(&place.name));
+        named.map(|place| self.controllers.at(place)).collect()
+    }
+
+    /// The kernel takes the old inode along to the new name, where it means nothing.
+    fn departed(&self, from: &Place) {
+        if let Some(generation) = self.controllers.get(from).and_then(|controller| controller.current()) {
+            generation.depart();
+        }
+    }
+
+    /// A regular file takes a controller's name: `mv t x.nodb`, `sed -i`, `rsync`, a NoDb dump.
+    fn arrive(&self, from: &Place, to: &Place, target: Option<Attr>, asking: Asking) -> Result<()> {
+        let content = Arc::new(self.read_whole(from)?);
+        let concerned = self.concerned([from, to]);
+        let controller = self.controllers.at(to);
+        let moving = self.plain.inodes.known_at(from);
+        let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
+            // under the lock: what the target is now is what is replaced
+            let base = target.and_then(|_| self.plain.stat(to).ok());
+            let snapshot = Snapshot { base, content: content.clone(), set: SetAttr::default() };
+            let brought = Some(from);
+            self.departed(from);
+            let job = Job { controller: &controller, snapshot: &snapshot, brought, mode: 0, asking };
+            self.commit(leases, &job)
+        });
+        if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) = &committed {
+            self.keep_rejected(&controller, &content, &error.to_string());
+        }
+        committed?;
+        if is_controller(&from.name) {
+            self.vanished(&self.controllers.at(from))?;
+        }
+        if let Some(inode) = moving {
+            self.plain.inodes.moved(&inode, from, Some(to.clone()));
+            self.plain.inodes.disown(&inode);
+        }
+        Ok(())
+    }
+
+    /// `RENAME_EXCHANGE`: what arrives at a controller's name must be a document.
+    fn exchange(&self, from: &Place, to: &Place, asking: Asking) -> Result<()> {
+        for (name, content) in [(from, to), (to, from)] {
+            if is_controller(&name.name) && self.plain.stat(content)?.is_file() {
+                Document::parse(&self.read_whole(content)?)?;
+            }
+        }
+        let concerned = self.concerned([from, to]);
+        let concerned: Vec<_> = concerned.iter().collect();
+        let inodes = [self.plain.inodes.known_at(from), self.plain.inodes.known_at(to)];
+        self.locked(&concerned, asking, |_| {
+            self.plain.rename(from, to, RenameFlags::EXCHANGE)?;
+            self.departed(from);
+            self.departed(to);
+            concerned.iter().try_for_each(|controller| self.vanished(controller))
+        })?;
+        inodes.iter().flatten().for_each(|inode| self.plain.inodes.disown(inode));
+        self.notify(from, true);
+        self.notify(to, true);
+        Ok(())
+    }
+
+    /// `link`: `source` gets the controller's name as well.
+    pub fn link(&self, source: &Inode, to: &Place, asking: Asking) -> Result<()> {
+        let lower = self.plain.inodes.fd(source)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = openat(CWD, reopen_path(&*lower), flags, Mode::empty())?;
+        let content = Arc::new(self.read_all(&fd)?);
+        let document = Document::parse(&content)?;
+        let controller = self.controllers.at(to);
+        self.writable(to)?;
+        let identity = self.identify(Some(&document), to)?;
+        let mut leases = Leases::default();
+        self.locker.cover(&mut leases, &controller, &lock_of(&identity), asking)?;
+        let linked = self.link_lower(&fd, to);
+        if linked.is_ok() {
+            let attr = Attr::of_fd(&fd)?;
+            self.refresh(&controller, &attr, &content, &document);
+            self.install(&controller, &attr, &content);
+        }
+        self.locker.release(&mut leases, linked.is_ok());
+        linked
+    }
+
+    /// One more name for an open lower file.
+    pub fn link_lower(&self, fd: &OwnedFd, to: &Place) -> Result<()> {
+        let dir = self.plain.inodes.fd(&to.dir)?;
+        Ok(linkat(CWD, reopen_path(fd), &*dir, &to.name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    /// `truncate` by name: a commit of the shortened or lengthened document.
+    pub fn truncate(&self, controller: &Arc<Controller>, size: u64, asking: Asking) -> Result<()> {
+        self.locked(&[controller], asking, |leases| {
+            let loaded = self.load(controller)?;
+            let max = self.settings.max_payload;
+            if size > max {
+                return Err(Error::TooLarge { size, max });
+            }
+            let mut content = loaded.bytes()?.to_vec();
+            content.resize(size as usize, 0);
+            let content = Arc::new(content);
+            let snapshot = Snapshot { base: Some(loaded.attr), content, set: SetAttr::default() };
+            let job = Job { controller, snapshot: &snapshot, brought: None, mode: loaded.attr.mode, asking };
+            self.commit(leases, &job)
+        })?;
+        Ok(())
+    }
+
+    /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
+    /// changes, entry and seal follow it (PROTOCOL.md 5).
+    pub fn set_attributes(&self, controller: &Controller, set: &SetAttr, asking: Asking) -> Result<Attr> {
+        let fd = self.lower(&controller.place)?;
+        let before = Attr::of_fd(&fd)?;
+        plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
+        let attr = Attr::of_fd(&fd)?;
+        if let Some(current) = controller.current().filter(|current| current.stamp() == before.stamp()) {
+            current.refresh(attr);
+        }
+        if attr.stamp() != before.stamp() {
+            self.follow(controller, &before, &attr)?;
+        }
+        Ok(attr)
+    }
+
+    /// The same bytes under another signature.
+    fn follow(&self, controller: &Controller, before: &Attr, attr: &Attr) -> Result<()> {
+        let payload = self.payloads.get(before);
+        let known = payload.as_deref().and_then(|payload| match payload {
+            Payload::Bytes(bytes) => Some((bytes, Document::parse(bytes).ok()?)),
+            Payload::File(_) => None,
+        });
+        if let Some((bytes, document)) = &known {
+            self.payloads.put(attr, &Arc::new(Payload::Bytes((*bytes).clone())));
+            if let Some(patched) = document.patch(bytes, attr.signature()) {
+                let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
+                let key = self.cache_key(&controller.place)?;
+                if self.store.put(&key, &patched.text, &seal).is_ok() && self.is_still(controller, attr) {
+                    return Ok(());
+                }
+            }
+        }
+        let mut keys = self.aliases(&controller.place);
+        keys.push(self.cache_key(&controller.place)?);
+        self.forget_entries(keys);
+        Ok(())
+    }
+
+    fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
+        self.plain.stat(&controller.place).is_ok_and(|now| now.stamp() == attr.stamp())
+    }
+
+    /// An `O_PATH` descriptor of the controller's file.
+    pub fn lower(&self, place: &Place) -> Result<OwnedFd> {
+        let dir = self.plain.inodes.fd(&place.dir)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&*dir, &place.name, flags, Mode::empty())?)
+    }
+
+    /// `mknod` of a regular file under a controller's name would be an empty document.
+    pub fn refuse_empty(&self, place: &Place) -> Error {
+        let error = Document::parse(b"").map_or_else(Error::from, |_| Error::Source(Errno::INVAL));
+        self.refused(&self.controllers.at(place), &error);
+        error
+    }
+
+    fn read_whole(&self, place: &Place) -> Result<Vec<u8>> {
+        self.read_all(&self.open_lower(place)?)
+    }
+
+    /// EFBIG: beyond `--max-payload`.
+    fn read_all(&self, fd: &OwnedFd) -> Result<Vec<u8>> {
+        let (size, max) = (Attr::of_fd(fd)?.size, self.settings.max_payload);
+        if size > max {
+            return Err(Error::TooLarge { size, max });
+        }
+        plain::read(fd, 0, size as usize)
+    }
+
+    /// One of the `user.nodbfs.*` attributes: by name only, never listed.
+    pub fn attribute(&self, controller: &Controller, name: &OsStr) -> Result<Vec<u8>> {
+        let name = name.to_str().and_then(|name| name.strip_prefix("user.nodbfs.")).ok_or(Errno::NODATA)?;
+        let value = match name {
+            "runid" => self.identity_now(controller)?.runid,
+            "relpath" => self.identity_now(controller)?.relpath,
+            "key" => self.cache_key(&controller.place)?,
+            "holder" => {
+                let holder = self.locker.holder(&lock_of(&self.identity_now(controller)?))?;
+                holder.ok_or(Errno::NODATA)?.to_string()
+            }
+            "last_error" => controller.last_error().ok_or(Errno::NODATA)?,
+            _ => return Err(Errno::NODATA.into()),
+        };
+        Ok(value.into_bytes())
+    }
+}
