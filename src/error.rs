@@ -25,9 +25,6 @@ pub enum Error {
     /// As [`Error::Locked`], for a writer that asked not to wait (`O_NONBLOCK`).
     #[error("the lock {key} is held by {holder}, and the writer does not wait")]
     WouldBlock { key: String, holder: String },
-    /// The writer got a signal while it waited.
-    #[error("interrupted while waiting for the lock")]
-    Interrupted,
     /// The run is being replaced: no new lock may be taken (PROTOCOL.md 2).
     #[error("run {runid} is being replaced")]
     Replaced { runid: String },
@@ -67,7 +64,6 @@ impl Error {
             Self::Source(errno) | Self::Step { cause: errno, .. } => *errno,
             Self::Locked { .. } | Self::Replaced { .. } => Errno::BUSY,
             Self::WouldBlock { .. } => Errno::AGAIN,
-            Self::Interrupted => Errno::INTR,
             Self::NotADocument(_) => Errno::BADMSG,
             Self::ReadOnlyRun | Self::ReadOnlyMount => Errno::ROFS,
             Self::StaleBase | Self::LeaseLost(_) | Self::Superseded => Errno::STALE,

@@ -1,5 +1,150 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
+pub mod caller;
+pub mod commit;
+pub mod controller;
+pub mod debts;
 pub mod document;
+pub mod generation;
 pub mod identity;
+pub mod lock;
+pub mod publish;
+pub mod read;
+pub mod rejected;
+pub mod roads;
 pub mod seal;
+pub mod staging;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::fs::attr::Attr;
+use crate::fs::inode::Place;
+use crate::fs::plain::Plain;
+use crate::store::Store;
+use controller::Controllers;
+use debts::Debts;
+use generation::Payloads;
+use lock::Locker;
+use rejected::Rejected;
+
+/// What a mount is told about its controllers.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The path of the source as NoDb processes know it.
+    pub key_root: PathBuf,
+    /// How long a writer waits for a held lock.
+    pub lock_wait: Duration,
+    /// Largest document, in bytes.
+    pub max_payload: u64,
+    /// Bound of the in-memory payload cache, in bytes.
+    pub cache_size: usize,
+    /// Where rejected documents and debts lie.
+    pub state_dir: PathBuf,
+}
+
+/// The way to tell the kernel that a name leads elsewhere.
+pub trait Kernel: Send + Sync + fmt::Debug {
+    /// Makes the kernel look `name` in the directory `dir` up again. With `wait`, returns when it
+    /// has; without, some time before it does.
+    fn entry_changed(&self, dir: u64, name: &OsStr, wait: bool);
+}
+
+/// The controllers of a mount.
+#[derive(Debug)]
+pub struct Nodb {
+    plain: Arc<Plain>,
+    store: Arc<dyn Store>,
+    kernel: Arc<dyn Kernel>,
+    settings: Settings,
+    pub controllers: Controllers,
+    payloads: Payloads,
+    locker: Locker,
+    rejected: Rejected,
+    debts: Debts,
+}
+
+impl Nodb {
+    /// The controllers among the files of `plain`.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn new(
+        plain: Arc<Plain>,
+        store: Arc<dyn Store>,
+        kernel: Arc<dyn Kernel>,
+        settings: Settings,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            plain,
+            kernel,
+            controllers: Controllers::default(),
+            payloads: Payloads::new(settings.cache_size),
+            locker: Locker::new(store.clone(), settings.lock_wait)?,
+            rejected: Rejected::new(&settings.state_dir),
+            debts: Debts::new(&settings.state_dir, store.clone()),
+            store,
+            settings,
+        })
+    }
+
+    /// What is to be done from time to time: forget who never came back, pay debts.
+    pub fn tidy(&self) {
+        self.controllers.sweep();
+        self.debts.pay();
+    }
+
+    /// The largest document, in bytes.
+    pub fn max_payload(&self) -> u64 {
+        self.settings.max_payload
+    }
+
+    /// The DB 13 key of a controller: its path as NoDb processes name it (PROTOCOL.md 2).
+    fn cache_key(&self, place: &Place) -> Result<String> {
+        let dir = self.plain.inodes.relative_path(&place.dir)?;
+        Ok(key_of(&self.settings.key_root.join(dir), &place.name))
+    }
+
+    /// The keys under which child runs cache the same file: they hold symlinks to their parent's
+    /// controllers, and NoDb keys by the path with the symlink unresolved (PROTOCOL.md 1 and 3).
+    fn aliases(&self, place: &Place) -> Vec<String> {
+        self.find_aliases(place).unwrap_or_default()
+    }
+
+    fn find_aliases(&self, place: &Place) -> Result<Vec<String>> {
+        let run = self.plain.inodes.fd(&place.dir)?;
+        let file = Attr::of_name(&*run, &place.name).map(|attr| attr.ident);
+        let root = self
+            .settings
+            .key_root
+            .join(self.plain.inodes.relative_path(&place.dir)?);
+        let mut keys = Vec::new();
+        for kind in ["_pups/omni/scenarios", "_pups/omni/contrasts"] {
+            let here = PathBuf::from(crate::fs::inode::reopen_path(&*run)).join(kind);
+            let Ok(children) = std::fs::read_dir(here) else {
+                continue;
+            };
+            for child in children.filter_map(io::Result::ok) {
+                let link = child.path().join(&place.name);
+                let is_link = std::fs::symlink_metadata(&link).is_ok_and(|meta| meta.is_symlink());
+                let leads_here = || Attr::of_path(&link).map(|attr| attr.ident) == file;
+                if is_link && leads_here() {
+                    keys.push(key_of(
+                        &root.join(kind).join(child.file_name()),
+                        &place.name,
+                    ));
+                }
+            }
+        }
+        Ok(keys)
+    }
+}
+
+fn key_of(dir: &Path, name: &OsStr) -> String {
+    dir.join(name).to_string_lossy().into_owned()
+}

@@ -51,8 +51,12 @@ pub fn is_hidden(name: &OsStr) -> bool {
 /// Whether `name` is the temporary file of a NoDb process that is dumping `target`:
 /// `.<file>.<random>.tmp` (PROTOCOL.md 1).
 pub fn is_dump_of(name: &OsStr, target: &OsStr) -> bool {
-    let Some(rest) = name.as_bytes().strip_prefix(b".") else { return false };
-    let Some(rest) = rest.strip_prefix(target.as_bytes()) else { return false };
+    let Some(rest) = name.as_bytes().strip_prefix(b".") else {
+        return false;
+    };
+    let Some(rest) = rest.strip_prefix(target.as_bytes()) else {
+        return false;
+    };
     rest.len() > b"..tmp".len() && rest.starts_with(b".") && rest.ends_with(b".tmp")
 }
 
@@ -65,7 +69,14 @@ mod tests {
         for name in ["wepp.nodb", "a.b.nodb"] {
             assert!(is_controller(OsStr::new(name)), "{name}");
         }
-        for name in [".nodb", ".wepp.nodb", "wepp.nodb.lock", "nodb.version", ".wepp.nodb.x.tmp", "wepp.nodb~"] {
+        for name in [
+            ".nodb",
+            ".wepp.nodb",
+            "wepp.nodb.lock",
+            "nodb.version",
+            ".wepp.nodb.x.tmp",
+            "wepp.nodb~",
+        ] {
             assert!(!is_controller(OsStr::new(name)), "{name}");
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fd::AsFd;
-use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, makedev, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, StatxTimestamp, makedev, statx};
 use rustix::path::Arg;
 
 use crate::error::Errno;
@@ -61,6 +61,11 @@ impl Attr {
         Self::look(fd, c"", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
     }
 
+    /// The attributes of what a path leads to.
+    pub fn of_path(path: impl Arg) -> Result<Self, Errno> {
+        Self::look(CWD, path, AtFlags::empty())
+    }
+
     fn look(fd: impl AsFd, name: impl Arg, flags: AtFlags) -> Result<Self, Errno> {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         Ok(Self::from(&statx(fd, name, flags, wanted)?))
@@ -83,12 +88,19 @@ impl Attr {
 
     /// `(mtime, size)`, by which NoDb processes tell generations apart (PROTOCOL.md 5).
     pub fn signature(&self) -> Signature {
-        Signature { mtime_ns: self.mtime, size: self.size }
+        Signature {
+            mtime_ns: self.mtime,
+            size: self.size,
+        }
     }
 
     /// What tells this generation from any other.
     pub fn stamp(&self) -> Stamp {
-        Stamp { ident: self.ident, size: self.size, mtime: self.mtime }
+        Stamp {
+            ident: self.ident,
+            size: self.size,
+            mtime: self.mtime,
+        }
     }
 }
 
@@ -100,7 +112,11 @@ impl From<&Statx> for Attr {
             ident: Ident {
                 dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
                 ino: stat.stx_ino,
-                btime: if kept.contains(StatxFlags::BTIME) { nanos(stat.stx_btime) } else { 0 },
+                btime: if kept.contains(StatxFlags::BTIME) {
+                    nanos(stat.stx_btime)
+                } else {
+                    0
+                },
                 format: mode & libc::S_IFMT,
             },
             size: stat.stx_size,
@@ -133,7 +149,11 @@ pub fn timespec(nanos: i128) -> rustix::fs::Timespec {
 /// Nanoseconds since the epoch as the standard library's time.
 pub fn system_time(nanos: i128) -> SystemTime {
     let span = Duration::from_nanos(nanos.unsigned_abs() as u64);
-    if nanos < 0 { UNIX_EPOCH - span } else { UNIX_EPOCH + span }
+    if nanos < 0 {
+        UNIX_EPOCH - span
+    } else {
+        UNIX_EPOCH + span
+    }
 }
 
 /// The standard library's time as nanoseconds since the epoch.

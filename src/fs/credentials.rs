@@ -24,7 +24,11 @@ impl Caller {
             return Assumed { before: None };
         }
         let groups = getgroups().unwrap_or_default();
-        let before = Some(Before { uid: own.0, gid: own.1, groups });
+        let before = Some(Before {
+            uid: own.0,
+            gid: own.1,
+            groups,
+        });
         // a group that cannot be taken on is one that gives no right
         let _ = set_thread_groups(&self.groups());
         set_fs_ids(self.uid, self.gid);
@@ -36,7 +40,9 @@ impl Caller {
         let status = fs::read_to_string(format!("/proc/{}/status", self.tid)).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
         let groups = line.unwrap_or_default().split_whitespace();
-        groups.filter_map(|group| group.parse().ok().map(Gid::from_raw)).collect()
+        groups
+            .filter_map(|group| group.parse().ok().map(Gid::from_raw))
+            .collect()
     }
 }
 

@@ -97,7 +97,11 @@ const LISTING: usize = 32 << 10;
 
 impl OpenDir {
     pub fn new(inode: Arc<Inode>, fd: OwnedFd) -> Self {
-        Self { inode, fd, listing: Mutex::new(()) }
+        Self {
+            inode,
+            fd,
+            listing: Mutex::new(()),
+        }
     }
 
     pub fn fd(&self) -> &OwnedFd {

@@ -32,7 +32,10 @@ pub struct Place {
 
 impl Place {
     pub fn new(dir: &Arc<Inode>, name: &OsStr) -> Self {
-        Self { dir: dir.clone(), name: name.to_owned() }
+        Self {
+            dir: dir.clone(),
+            name: name.to_owned(),
+        }
     }
 
     fn is(&self, dir: &Inode, name: &OsStr) -> bool {
@@ -50,6 +53,8 @@ pub struct Inode {
     places: Mutex<Vec<Place>>,
     /// The descriptor of an open handle: reaches the file when its last name is gone.
     open: Mutex<Weak<OwnedFd>>,
+    /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
+    listed: Mutex<i128>,
 }
 
 impl Inode {
@@ -63,9 +68,19 @@ impl Inode {
         *self.open.lock() = Arc::downgrade(fd);
     }
 
+    /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
+    /// the last listing. `None`: it changed just now, and a listing of it is soon out of date.
+    pub fn listed(&self, mtime: Option<i128>) -> bool {
+        let mtime = mtime.unwrap_or(0);
+        std::mem::replace(&mut *self.listed.lock(), mtime) == mtime && mtime != 0
+    }
+
     fn add_place(&self, place: Place) {
         let mut places = self.places.lock();
-        match places.iter().position(|known| known.is(&place.dir, &place.name)) {
+        match places
+            .iter()
+            .position(|known| known.is(&place.dir, &place.name))
+        {
             Some(0) => {}
             Some(at) => places.swap(0, at),
             None => places.insert(0, place),
@@ -112,8 +127,12 @@ impl Inodes {
             ident: attr.ident,
             places: Mutex::default(),
             open: Mutex::default(),
+            listed: Mutex::default(),
         });
-        let known = Known { node: Node::Plain(root.clone()), lookups: 1 };
+        let known = Known {
+            node: Node::Plain(root.clone()),
+            lookups: 1,
+        };
         Ok(Self {
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
@@ -153,6 +172,7 @@ impl Inodes {
                     ident: attr.ident,
                     places: Mutex::default(),
                     open: Mutex::default(),
+                    listed: Mutex::default(),
                 });
                 table.plain.insert(attr.ident, inode.clone());
                 inode
@@ -178,13 +198,19 @@ impl Inodes {
     /// The kernel forgot `count` of its references to `id`.
     pub fn forget(&self, id: u64, count: u64) {
         let mut table = self.table.lock();
-        let Some(known) = table.nodes.get_mut(&id) else { return };
+        let Some(known) = table.nodes.get_mut(&id) else {
+            return;
+        };
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups > 0 || id == ROOT {
             return;
         }
         let gone = table.nodes.remove(&id);
-        if let Some(Known { node: Node::Plain(inode), .. }) = &gone {
+        if let Some(Known {
+            node: Node::Plain(inode),
+            ..
+        }) = &gone
+        {
             table.disown(inode);
         }
         drop(table);
@@ -230,7 +256,9 @@ impl Inodes {
         for place in inode.places() {
             let dir = self.fd(&place.dir)?;
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let Ok(fd) = openat(&*dir, &place.name, flags, Mode::empty()) else { continue };
+            let Ok(fd) = openat(&*dir, &place.name, flags, Mode::empty()) else {
+                continue;
+            };
             if Attr::of_fd(&fd)?.ident == inode.ident {
                 let fd = Arc::new(fd);
                 self.descriptors.lock().put(inode.id, fd.clone());
@@ -253,12 +281,19 @@ impl Inodes {
 
 impl Table {
     fn raise(&mut self, node: Node) {
-        let known = self.nodes.entry(node.id()).or_insert(Known { node, lookups: 0 });
+        let known = self
+            .nodes
+            .entry(node.id())
+            .or_insert(Known { node, lookups: 0 });
         known.lookups += 1;
     }
 
     fn disown(&mut self, inode: &Arc<Inode>) {
-        if self.plain.get(&inode.ident).is_some_and(|known| known.id == inode.id) {
+        if self
+            .plain
+            .get(&inode.ident)
+            .is_some_and(|known| known.id == inode.id)
+        {
             self.plain.remove(&inode.ident);
         }
     }
@@ -266,7 +301,11 @@ impl Table {
     /// The lower file's own number where that is free, so that `st_ino` costs no extra request.
     fn free_id(&mut self, ident: Ident, root_dev: u64) -> u64 {
         let own = ident.dev == root_dev && ident.ino > ROOT && ident.ino < SYNTHETIC;
-        if own && !self.nodes.contains_key(&ident.ino) { ident.ino } else { self.synthetic() }
+        if own && !self.nodes.contains_key(&ident.ino) {
+            ident.ino
+        } else {
+            self.synthetic()
+        }
     }
 
     fn synthetic(&mut self) -> u64 {

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatVfs, Timespec, Timestamps,
-    UTIME_NOW, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat, copy_file_range, fallocate, fstatvfs, ftruncate,
-    getxattr, linkat, listxattr, mkdirat, mknodat, openat, readlinkat, removexattr, renameat_with, seek, setxattr,
-    symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatVfs,
+    Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
+    copy_file_range, fallocate, fstatvfs, ftruncate, getxattr, linkat, listxattr, mkdirat, mknodat,
+    openat, readlinkat, removexattr, renameat_with, seek, setxattr, symlinkat, unlinkat, utimensat,
 };
 
 use crate::error::{Errno, Result};
@@ -43,8 +43,12 @@ pub struct SetAttr {
 
 /// The flags of an `open` that mean something to the lower file. Alignment is the lower file
 /// system's affair only where the kernel passes the caller's buffers through, so no `O_DIRECT`.
-const PASSED_ON: i32 =
-    libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC | libc::O_TRUNC | libc::O_NOATIME;
+const PASSED_ON: i32 = libc::O_ACCMODE
+    | libc::O_APPEND
+    | libc::O_SYNC
+    | libc::O_DSYNC
+    | libc::O_TRUNC
+    | libc::O_NOATIME;
 
 /// The source's plain files.
 #[derive(Debug)]
@@ -70,7 +74,13 @@ impl Plain {
     }
 
     /// Changes attributes, through `handle` where the caller has one open.
-    pub fn setattr(&self, inode: &Inode, handle: Option<&OwnedFd>, set: &SetAttr, caller: Caller) -> Result<Attr> {
+    pub fn setattr(
+        &self,
+        inode: &Inode,
+        handle: Option<&OwnedFd>,
+        set: &SetAttr,
+        caller: Caller,
+    ) -> Result<Attr> {
         let fd = self.inodes.fd(inode)?;
         change(&fd, handle, set, caller)?;
         Ok(Attr::of_fd(&*fd)?)
@@ -81,19 +91,38 @@ impl Plain {
     }
 
     /// `mknod` of any type; the file belongs to the caller.
-    pub fn mknod(&self, place: &Place, mode: u32, umask: u32, rdev: u64, caller: Caller) -> Result<(Arc<Inode>, Attr)> {
+    pub fn mknod(
+        &self,
+        place: &Place,
+        mode: u32,
+        umask: u32,
+        rdev: u64,
+        caller: Caller,
+    ) -> Result<(Arc<Inode>, Attr)> {
         let dir = self.inodes.fd(&place.dir)?;
         let permissions = masked(&dir, mode, umask);
         let made = {
             let _as_caller = caller.assume();
-            mknodat(&*dir, &place.name, FileType::from_raw_mode(mode), permissions, rdev)
+            mknodat(
+                &*dir,
+                &place.name,
+                FileType::from_raw_mode(mode),
+                permissions,
+                rdev,
+            )
         };
         made?;
         self.lookup(place)
     }
 
     /// `mkdir`; the directory belongs to the caller.
-    pub fn mkdir(&self, place: &Place, mode: u32, umask: u32, caller: Caller) -> Result<(Arc<Inode>, Attr)> {
+    pub fn mkdir(
+        &self,
+        place: &Place,
+        mode: u32,
+        umask: u32,
+        caller: Caller,
+    ) -> Result<(Arc<Inode>, Attr)> {
         let dir = self.inodes.fd(&place.dir)?;
         let permissions = masked(&dir, mode, umask);
         let made = {
@@ -105,7 +134,12 @@ impl Plain {
     }
 
     /// `symlink`; the link belongs to the caller.
-    pub fn symlink(&self, place: &Place, target: &Path, caller: Caller) -> Result<(Arc<Inode>, Attr)> {
+    pub fn symlink(
+        &self,
+        place: &Place,
+        target: &Path,
+        caller: Caller,
+    ) -> Result<(Arc<Inode>, Attr)> {
         let dir = self.inodes.fd(&place.dir)?;
         let made = {
             let _as_caller = caller.assume();
@@ -119,7 +153,13 @@ impl Plain {
     pub fn link(&self, inode: &Inode, place: &Place) -> Result<(Arc<Inode>, Attr)> {
         let fd = self.inodes.fd(inode)?;
         let dir = self.inodes.fd(&place.dir)?;
-        linkat(CWD, reopen_path(&*fd), &*dir, &place.name, AtFlags::SYMLINK_FOLLOW)?;
+        linkat(
+            CWD,
+            reopen_path(&*fd),
+            &*dir,
+            &place.name,
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
         self.lookup(place)
     }
 
@@ -148,7 +188,8 @@ impl Plain {
         renameat_with(&*from_dir, &from.name, &*to_dir, &to.name, flags)?;
         let exchanged = flags.contains(RenameFlags::EXCHANGE);
         if let Some(inode) = target {
-            self.inodes.moved(&inode, to, exchanged.then(|| from.clone()));
+            self.inodes
+                .moved(&inode, to, exchanged.then(|| from.clone()));
         }
         if let Some(inode) = moving {
             self.inodes.moved(&inode, from, Some(to.clone()));
@@ -159,7 +200,12 @@ impl Plain {
     /// Opens a regular file with the caller's `flags`.
     pub fn open(&self, inode: &Inode, flags: i32) -> Result<Arc<OwnedFd>> {
         let lower = self.inodes.fd(inode)?;
-        let fd = Arc::new(openat(CWD, reopen_path(&*lower), passed_on(flags), Mode::empty())?);
+        let fd = Arc::new(openat(
+            CWD,
+            reopen_path(&*lower),
+            passed_on(flags),
+            Mode::empty(),
+        )?);
         inode.opened(&fd);
         Ok(fd)
     }
@@ -208,7 +254,12 @@ impl Plain {
 
     pub fn setxattr(&self, inode: &Inode, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
         let fd = self.inodes.fd(inode)?;
-        Ok(setxattr(reopen_path(&*fd), name, value, XattrFlags::from_bits_retain(flags))?)
+        Ok(setxattr(
+            reopen_path(&*fd),
+            name,
+            value,
+            XattrFlags::from_bits_retain(flags),
+        )?)
     }
 
     pub fn removexattr(&self, inode: &Inode, name: &OsStr) -> Result<()> {
@@ -249,7 +300,12 @@ pub fn list_xattrs(fd: &impl AsFd, size: usize) -> Result<XattrReply> {
 }
 
 /// Changes attributes of the file behind `fd`, which may be `O_PATH`.
-pub fn change(fd: &impl AsFd, handle: Option<&OwnedFd>, set: &SetAttr, caller: Caller) -> Result<()> {
+pub fn change(
+    fd: &impl AsFd,
+    handle: Option<&OwnedFd>,
+    set: &SetAttr,
+    caller: Caller,
+) -> Result<()> {
     if set.uid.is_some() || set.gid.is_some() {
         let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
         chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
@@ -257,7 +313,15 @@ pub fn change(fd: &impl AsFd, handle: Option<&OwnedFd>, set: &SetAttr, caller: C
     if let Some(size) = set.size {
         match handle {
             Some(handle) => ftruncate(handle, size)?,
-            None => ftruncate(openat(CWD, reopen_path(fd), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?, size)?,
+            None => ftruncate(
+                openat(
+                    CWD,
+                    reopen_path(fd),
+                    OFlags::WRONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?,
+                size,
+            )?,
         }
         if set.mode.is_none() && caller.uid != 0 {
             kill_privileges(fd)?;
@@ -265,10 +329,18 @@ pub fn change(fd: &impl AsFd, handle: Option<&OwnedFd>, set: &SetAttr, caller: C
     }
     if let Some(mode) = set.mode {
         // the mode of a symlink cannot be changed; following /proc to it would change nothing else
-        chmodat(CWD, reopen_path(fd), Mode::from_raw_mode(mode), AtFlags::empty())?;
+        chmodat(
+            CWD,
+            reopen_path(fd),
+            Mode::from_raw_mode(mode),
+            AtFlags::empty(),
+        )?;
     }
     if set.atime.is_some() || set.mtime.is_some() {
-        let times = Timestamps { last_access: time(set.atime), last_modification: time(set.mtime) };
+        let times = Timestamps {
+            last_access: time(set.atime),
+            last_modification: time(set.mtime),
+        };
         utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
     }
     Ok(())
@@ -282,7 +354,12 @@ pub fn kill_privileges(fd: &impl AsFd) -> Result<()> {
         kept &= !libc::S_ISGID;
     }
     if attr.is_file() && kept != attr.mode {
-        chmodat(CWD, reopen_path(fd), Mode::from_raw_mode(kept & 0o7777), AtFlags::empty())?;
+        chmodat(
+            CWD,
+            reopen_path(fd),
+            Mode::from_raw_mode(kept & 0o7777),
+            AtFlags::empty(),
+        )?;
     }
     Ok(())
 }
@@ -305,17 +382,28 @@ pub fn read(fd: &OwnedFd, offset: u64, size: usize) -> Result<Vec<u8>> {
 
 /// `pwrite`; may write less than asked, as the source does.
 pub fn write(fd: &OwnedFd, offset: u64, data: &[u8]) -> Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, data, offset))?)
+    Ok(rustix::io::retry_on_intr(|| {
+        rustix::io::pwrite(fd, data, offset)
+    })?)
 }
 
 /// `fsync`, or `fdatasync`.
 pub fn sync(fd: &OwnedFd, data_only: bool) -> Result<()> {
-    Ok(if data_only { rustix::fs::fdatasync(fd)? } else { rustix::fs::fsync(fd)? })
+    Ok(if data_only {
+        rustix::fs::fdatasync(fd)?
+    } else {
+        rustix::fs::fsync(fd)?
+    })
 }
 
 /// `fallocate` with the caller's mode bits.
 pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64) -> Result<()> {
-    Ok(fallocate(fd, FallocateFlags::from_bits_retain(mode as u32), offset, length)?)
+    Ok(fallocate(
+        fd,
+        FallocateFlags::from_bits_retain(mode as u32),
+        offset,
+        length,
+    )?)
 }
 
 /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`; the kernel answers the others itself.
@@ -329,8 +417,20 @@ pub fn seek_to(fd: &OwnedFd, offset: u64, whence: i32) -> Result<u64> {
 }
 
 /// `copy_file_range`; may copy less than asked.
-pub fn copy(from: &OwnedFd, mut offset_in: u64, to: &OwnedFd, mut offset_out: u64, length: usize) -> Result<usize> {
-    Ok(copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), length)?)
+pub fn copy(
+    from: &OwnedFd,
+    mut offset_in: u64,
+    to: &OwnedFd,
+    mut offset_out: u64,
+    length: usize,
+) -> Result<usize> {
+    Ok(copy_file_range(
+        from,
+        Some(&mut offset_in),
+        to,
+        Some(&mut offset_out),
+        length,
+    )?)
 }
 
 fn passed_on(flags: i32) -> OFlags {
@@ -339,8 +439,14 @@ fn passed_on(flags: i32) -> OFlags {
 
 fn time(set: Option<SetTime>) -> Timespec {
     match set {
-        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
         Some(SetTime::At(nanos)) => timespec(nanos),
     }
 }
@@ -348,13 +454,22 @@ fn time(set: Option<SetTime>) -> Timespec {
 /// The permission bits of a new file: a directory's default ACL takes the umask's place.
 fn masked(dir: &OwnedFd, mode: u32, umask: u32) -> Mode {
     let inherits = umask != 0
-        && getxattr(reopen_path(dir), c"system.posix_acl_default", &mut [0_u8; 0][..]).is_ok_and(|size| size > 0);
+        && getxattr(
+            reopen_path(dir),
+            c"system.posix_acl_default",
+            &mut [0_u8; 0][..],
+        )
+        .is_ok_and(|size| size > 0);
     let mode = mode & 0o7777;
     Mode::from_raw_mode(if inherits { mode } else { mode & !umask })
 }
 
 /// An extended attribute's name as bytes ending in NUL, as listings have them.
 pub fn xattr_names(list: Vec<u8>) -> Vec<OsString> {
-    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    names.map(|name| OsString::from_vec(name.to_vec())).collect()
+    let names = list
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
+    names
+        .map(|name| OsString::from_vec(name.to_vec()))
+        .collect()
 }

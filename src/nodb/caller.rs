@@ -24,7 +24,11 @@ pub fn owner_of(tid: u32) -> Option<String> {
 /// Whether the thread `tid` has a signal that will end its wait: the kernel keeps it asleep until
 /// the request is answered.
 pub fn is_interrupted(tid: u32) -> bool {
-    let mask = |field| status_field(tid, field).and_then(|mask| u64::from_str_radix(&mask, 16).ok()).unwrap_or(0);
+    let mask = |field| {
+        status_field(tid, field)
+            .and_then(|mask| u64::from_str_radix(&mask, 16).ok())
+            .unwrap_or(0)
+    };
     let pending = mask("SigPnd:") | mask("ShdPnd:");
     pending != 0 && pending & !mask("SigBlk:") & !mask("SigIgn:") != 0
 }
@@ -35,7 +39,10 @@ pub fn own_owner() -> String {
 }
 
 fn own_hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn status_field(tid: u32, field: &str) -> Option<String> {
@@ -43,7 +50,10 @@ fn status_field(tid: u32, field: &str) -> Option<String> {
         return None;
     }
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(field)).map(|value| value.trim().to_owned())
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .map(|value| value.trim().to_owned())
 }
 
 fn hostname_of(tid: u32) -> Option<String> {
@@ -54,7 +64,7 @@ fn hostname_of(tid: u32) -> Option<String> {
     let namespace = fs::File::open(theirs).ok()?;
     // a thread of its own: the move cannot be undone without a way back that might fail
     let visit = thread::spawn(move || {
-        let kind = LinkNameSpaceType::HostNameAndNISDomainNames;
+        let kind = LinkNameSpaceType::HostNameAndNISDomainName;
         move_into_link_name_space(rustix::fd::AsFd::as_fd(&namespace), Some(kind)).ok()?;
         Some(own_hostname())
     });

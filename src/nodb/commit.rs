@@ -37,19 +37,20 @@ impl Nodb {
     ///
     /// Errors: the table of DESIGN.md. After an error the old generation stands, and the content
     /// stays with the writer, who may write on and try again.
-    pub fn flush(&self, writer: &Writer, asking: Asking) -> Result<()> {
+    pub fn sync(&self, writer: &Writer, asking: Asking) -> Result<()> {
         let staging = &writer.staging;
         let mut leases = staging.committing();
         let Some(snapshot) = staging.draft().to_commit() else {
-            self.settle_attributes(writer, asking)?;
-            // an untouched draft keeps its lock: `echo … > x.nodb` closes a descriptor before it writes
-            if staging.draft().committed {
-                self.locker.release(&mut leases, false);
-            }
             return Ok(());
         };
         let mode = staging.attr().mode;
-        let job = Job { controller: &staging.controller, snapshot: &snapshot, brought: None, mode, asking };
+        let job = Job {
+            controller: &staging.controller,
+            snapshot: &snapshot,
+            brought: None,
+            mode,
+            asking,
+        };
         match self.commit(&mut leases, &job) {
             Ok(attr) => {
                 staging.draft().settle(&snapshot, attr);
@@ -63,13 +64,26 @@ impl Nodb {
         }
     }
 
+    /// One of the writer's descriptors is closed: commits, and gives the lock back if that was the
+    /// end of it. An untouched draft keeps its lock: `echo … > x.nodb` closes a descriptor before
+    /// it writes the first byte.
+    pub fn flush(&self, writer: &Writer, asking: Asking) -> Result<()> {
+        self.sync(writer, asking)?;
+        self.settle_attributes(writer, asking)?;
+        if writer.staging.draft().committed {
+            self.locker.release(&mut writer.staging.committing(), false);
+        }
+        Ok(())
+    }
+
     /// Makes `job` the current generation, releases the leases, and only then returns. The order
     /// of the steps is DESIGN.md's; each failure leaves the old generation in place.
     pub fn commit(&self, leases: &mut Leases, job: &Job<'_>) -> Result<Attr> {
         let document = self.validate(&job.snapshot.content)?;
         self.writable(&job.controller.place)?;
         let identity = self.identify(Some(&document), &job.controller.place)?;
-        self.locker.cover(leases, job.controller, &lock_of(&identity), job.asking)?;
+        self.locker
+            .cover(leases, job.controller, &lock_of(&identity), job.asking)?;
         self.check_base(job)?;
         let candidate = self.prepare(job)?;
         self.locker.check(leases)?;
@@ -110,10 +124,18 @@ impl Nodb {
 
     /// Step 2: who the document says it is (PROTOCOL.md 3).
     pub fn identify(&self, document: Option<&Document>, place: &Place) -> Result<Identity> {
-        let dir = self.settings.key_root.join(self.plain.inodes.relative_path(&place.dir)?);
+        let dir = self
+            .settings
+            .key_root
+            .join(self.plain.inodes.relative_path(&place.dir)?);
         let identity = Identity::of(document, &dir, &place.name.to_string_lossy());
         if let Some(note) = &identity.note {
-            warn!(runid = identity.runid, controller = identity.relpath, note, "identity by the path");
+            warn!(
+                runid = identity.runid,
+                controller = identity.relpath,
+                note,
+                "identity by the path"
+            );
         }
         Ok(identity)
     }
@@ -125,7 +147,11 @@ impl Nodb {
             Err(Error::Source(Errno::NOENT)) => None,
             Err(error) => return Err(error),
         };
-        if now == job.snapshot.base.map(|base| base.stamp()) { Ok(()) } else { Err(Error::StaleBase) }
+        if now == job.snapshot.base.map(|base| base.stamp()) {
+            Ok(())
+        } else {
+            Err(Error::StaleBase)
+        }
     }
 
     /// Steps 1 and 5: a file beside the controller that has everything the new generation will.
@@ -133,14 +159,20 @@ impl Nodb {
         let place = &job.controller.place;
         let dir = self.plain.inodes.fd(&place.dir)?;
         let candidate = match job.brought {
-            Some(brought) => Candidate::brought(self.plain.inodes.fd(&brought.dir)?, dir, &brought.name)?,
+            Some(brought) => {
+                Candidate::brought(self.plain.inodes.fd(&brought.dir)?, dir, &brought.name)?
+            }
             None => Candidate::write(dir, &job.snapshot.content, job.mode, job.asking.caller)?,
         };
         if let Some(base) = &job.snapshot.base {
             let old = self.open_lower(place)?;
             candidate.take_after(&old, base)?;
         }
-        candidate.finish(&job.snapshot.set, job.snapshot.base.as_ref(), job.asking.caller)?;
+        candidate.finish(
+            &job.snapshot.set,
+            job.snapshot.base.as_ref(),
+            job.asking.caller,
+        )?;
         Ok(candidate)
     }
 
@@ -150,8 +182,16 @@ impl Nodb {
             let attr = Attr::of_fd(&fd)?;
             // another stamp: somebody without a lock came right behind; ours was there all the same
             let ours = attr.stamp() == published.stamp();
-            let bytes = if ours { plain::read(&fd, 0, attr.size as usize + 1)? } else { Vec::new() };
-            if ours && digest(&bytes) != digest(&job.snapshot.content) { Err(Error::RoundTrip) } else { Ok(attr) }
+            let bytes = if ours {
+                plain::read(&fd, 0, attr.size as usize + 1)?
+            } else {
+                Vec::new()
+            };
+            if ours && digest(&bytes) != digest(&job.snapshot.content) {
+                Err(Error::RoundTrip)
+            } else {
+                Ok(attr)
+            }
         });
         match read_back {
             Ok(_) => published.settle(),
@@ -162,9 +202,17 @@ impl Nodb {
 
     /// Step 8: entry and seal of the new generation for every participant; what cannot be told now
     /// is written down and told later.
-    fn refresh(&self, controller: &Controller, attr: &Attr, content: &[u8], document: &Document) {
+    pub fn refresh(
+        &self,
+        controller: &Controller,
+        attr: &Attr,
+        content: &[u8],
+        document: &Document,
+    ) {
         let place = &controller.place;
-        let Ok(key) = self.cache_key(place) else { return };
+        let Ok(key) = self.cache_key(place) else {
+            return;
+        };
         let mut stale = self.aliases(place);
         let put = match document.patch(content, attr.signature()) {
             Some(patched) => {
@@ -199,7 +247,8 @@ impl Nodb {
 
     /// The name leads to the new generation from now on.
     pub fn install(&self, controller: &Controller, attr: &Attr, content: &Arc<Vec<u8>>) {
-        self.payloads.put(attr, &Arc::new(Payload::Bytes(content.clone())));
+        self.payloads
+            .put(attr, &Arc::new(Payload::Bytes(content.clone())));
         controller.set_last_error(None);
         controller.supersede();
     }
@@ -227,7 +276,11 @@ impl Nodb {
         let (content, refused, emptied) = {
             let draft = staging.draft();
             let left = draft.to_commit().map(|snapshot| snapshot.content);
-            (left, draft.refused.clone(), draft.emptied && draft.base.is_some())
+            (
+                left,
+                draft.refused.clone(),
+                draft.emptied && draft.base.is_some(),
+            )
         };
         if let Some(content) = content {
             let reason = refused.unwrap_or_else(|| "closed without a commit".to_owned());
@@ -247,18 +300,24 @@ impl Nodb {
                 warn!(controller = name, reason, kept = %path.display(), "refused content kept");
                 controller.set_last_error(Some(format!("{reason}; kept as {}", path.display())));
             }
-            Err(error) => warn!(controller = name, reason, %error, "refused content could not be kept"),
+            Err(error) => {
+                warn!(controller = name, reason, %error, "refused content could not be kept")
+            }
         }
     }
 
     /// Tells the kernel that the name leads elsewhere. A rename's own caller holds the directory's
     /// lock until it is answered, and the kernel's telling would wait for that.
     pub fn notify(&self, place: &Place, renaming: bool) {
-        self.kernel.entry_changed(place.dir.id, &place.name, !renaming);
+        self.kernel
+            .entry_changed(place.dir.id, &place.name, !renaming);
     }
 }
 
 /// The lock that guards a document of this identity.
 pub fn lock_of(identity: &Identity) -> LockName {
-    LockName { runid: identity.runid.clone(), relpath: identity.relpath.clone() }
+    LockName {
+        runid: identity.runid.clone(),
+        relpath: identity.relpath.clone(),
+    }
 }

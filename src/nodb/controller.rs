@@ -56,7 +56,10 @@ enum Goal {
 
 impl Controller {
     pub fn new(place: Place) -> Self {
-        Self { place, state: Mutex::default() }
+        Self {
+            place,
+            state: Mutex::default(),
+        }
     }
 
     /// The number of commits seen; to be read before the disk is looked at.
@@ -71,12 +74,21 @@ impl Controller {
 
     /// The generation that `attr`, read from the disk at `epoch`, describes: the current one, or
     /// one made by `new`. `None`: a commit came between, look again.
-    pub fn see(&self, epoch: u64, attr: &Attr, new: impl FnOnce() -> Generation) -> Option<Arc<Generation>> {
+    pub fn see(
+        &self,
+        epoch: u64,
+        attr: &Attr,
+        new: impl FnOnce() -> Generation,
+    ) -> Option<Arc<Generation>> {
         let mut state = self.state.lock();
         if state.epoch != epoch {
             return None;
         }
-        if let Some(current) = state.current.upgrade().filter(|current| current.stamp() == attr.stamp()) {
+        if let Some(current) = state
+            .current
+            .upgrade()
+            .filter(|current| current.stamp() == attr.stamp())
+        {
             current.refresh(*attr);
             return Some(current);
         }
@@ -105,13 +117,20 @@ impl Controller {
     fn expect(&self, tid: u32, goal: Goal) {
         let mut state = self.state.lock();
         state.retries.retain(|retry| retry.tid != tid || tid == 0);
-        state.retries.push(Retry { tid, since: Instant::now(), goal });
+        state.retries.push(Retry {
+            tid,
+            since: Instant::now(),
+            goal,
+        });
     }
 
     /// Whether `tid` was answered ESTALE and is looking for the current generation.
     pub fn is_returning(&self, tid: u32) -> bool {
         let state = self.state.lock();
-        state.retries.iter().any(|retry| retry.tid == tid && matches!(retry.goal, Goal::Current(_)))
+        state
+            .retries
+            .iter()
+            .any(|retry| retry.tid == tid && matches!(retry.goal, Goal::Current(_)))
     }
 
     /// The staging that `tid` is on its way to.
@@ -143,7 +162,11 @@ impl Controller {
                 && matches!(&retry.goal, Goal::Current(pins) if pins.iter().any(|(id, _)| *id == generation))
         })?;
         match state.retries.swap_remove(at).goal {
-            Goal::Current(pins) => pins.into_iter().rev().find(|(id, _)| *id == generation).map(|(_, payload)| payload),
+            Goal::Current(pins) => pins
+                .into_iter()
+                .rev()
+                .find(|(id, _)| *id == generation)
+                .map(|(_, payload)| payload),
             Goal::Staging(_) => None,
         }
     }
@@ -151,14 +174,19 @@ impl Controller {
     /// A returning writer has arrived.
     pub fn arrived(&self, staging: &Arc<Staging>) {
         let mut state = self.state.lock();
-        state.retries.retain(|retry| !matches!(&retry.goal, Goal::Staging(s) if Arc::ptr_eq(s, staging)));
+        state
+            .retries
+            .retain(|retry| !matches!(&retry.goal, Goal::Staging(s) if Arc::ptr_eq(s, staging)));
     }
 
     /// Forgets threads that never came back, and with them their stagings and leases.
     pub fn expire(&self) {
         let gone: Vec<Retry> = {
             let mut state = self.state.lock();
-            state.retries.extract_if(.., |retry| retry.since.elapsed() > RETRY).collect()
+            state
+                .retries
+                .extract_if(.., |retry| retry.since.elapsed() > RETRY)
+                .collect()
         };
         drop(gone);
     }
@@ -221,7 +249,9 @@ impl Controllers {
         let all: Vec<_> = self.known.lock().values().cloned().collect();
         all.iter().for_each(|controller| controller.expire());
         drop(all);
-        self.known.lock().retain(|_, controller| Arc::strong_count(controller) > 1 || !controller.is_idle());
+        self.known
+            .lock()
+            .retain(|_, controller| Arc::strong_count(controller) > 1 || !controller.is_idle());
     }
 }
 

@@ -35,8 +35,15 @@ struct Debt {
 impl Debts {
     /// Debts to `store` lie below `state_dir`, apart from those to other stores.
     pub fn new(state_dir: &Path, store: Arc<dyn Store>) -> Self {
-        let dir = state_dir.join("debts").join(digest(store.describe().as_bytes()).to_string());
-        Self { dir, store, last: AtomicU64::new(0), unwritten: Mutex::default() }
+        let dir = state_dir
+            .join("debts")
+            .join(digest(store.describe().as_bytes()).to_string());
+        Self {
+            dir,
+            store,
+            last: AtomicU64::new(0),
+            unwritten: Mutex::default(),
+        }
     }
 
     /// The entries of `keys` must go as soon as the store is back.
@@ -48,12 +55,24 @@ impl Debts {
     }
 
     fn write(&self, keys: &[String]) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(format!("{}-{number}.json", std::process::id()));
+        let path = self
+            .dir
+            .join(format!("{}-{number}.json", std::process::id()));
         let draft = path.with_extension("tmp");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(&serde_json::to_vec(&Debt { keys: keys.to_vec() })?)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
+        file.write_all(&serde_json::to_vec(&Debt {
+            keys: keys.to_vec(),
+        })?)?;
         file.sync_all()?;
         fs::rename(&draft, &path)?;
         fs::File::open(&self.dir)?.sync_all()
@@ -65,7 +84,9 @@ impl Debts {
         if !unwritten.is_empty() && self.store.delete(&unwritten).is_err() {
             self.unwritten.lock().extend(unwritten);
         }
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;

@@ -1,6 +1,7 @@
 //! A generation: one committed payload of a controller, and the memory of the latest ones read.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -20,11 +21,27 @@ pub struct Generation {
     pub controller: Arc<Controller>,
     /// Follows `chmod` and the like; the stamp stays.
     attr: Mutex<Attr>,
+    departed: AtomicBool,
 }
 
 impl Generation {
     pub fn new(id: u64, controller: Arc<Controller>, attr: Attr) -> Self {
-        Self { id, controller, attr: Mutex::new(attr) }
+        Self {
+            id,
+            controller,
+            attr: Mutex::new(attr),
+            departed: AtomicBool::new(false),
+        }
+    }
+
+    /// A rename takes the file to another name, and the kernel takes this inode along.
+    pub fn depart(&self) {
+        self.departed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether whoever comes to this inode came by another name than the controller's.
+    pub fn has_departed(&self) -> bool {
+        self.departed.load(Ordering::Relaxed)
     }
 
     pub fn attr(&self) -> Attr {
@@ -51,6 +68,14 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// In bytes.
+    pub fn size(&self) -> Result<u64> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.len() as u64),
+            Self::File(fd) => Ok(Attr::of_fd(fd)?.size),
+        }
+    }
+
     /// At most `size` bytes from `offset` on.
     pub fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
         match self {
@@ -62,7 +87,9 @@ impl Payload {
 
 /// The part of `bytes` that a read of `size` bytes at `offset` gives.
 pub fn window(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     &bytes[start..start.saturating_add(size).min(bytes.len())]
 }
 
@@ -82,7 +109,13 @@ struct Kept {
 impl Payloads {
     /// `limit` in bytes.
     pub fn new(limit: usize) -> Self {
-        Self { kept: Mutex::new(Kept { payloads: LruCache::unbounded(), bytes: 0 }), limit }
+        Self {
+            kept: Mutex::new(Kept {
+                payloads: LruCache::unbounded(),
+                bytes: 0,
+            }),
+            limit,
+        }
     }
 
     /// The payload of the generation that `attr` describes, if it is in memory.
@@ -99,11 +132,15 @@ impl Payloads {
             return;
         }
         let mut kept = self.kept.lock();
-        let replaced = kept.payloads.put(attr.ident, (attr.stamp(), payload.clone()));
+        let replaced = kept
+            .payloads
+            .put(attr.ident, (attr.stamp(), payload.clone()));
         kept.bytes += size;
         kept.bytes -= replaced.map_or(0, |(_, payload)| weight(&payload));
         while kept.bytes > self.limit {
-            let Some((_, (_, payload))) = kept.payloads.pop_lru() else { break };
+            let Some((_, (_, payload))) = kept.payloads.pop_lru() else {
+                break;
+            };
             kept.bytes -= weight(&payload);
         }
     }

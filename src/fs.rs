@@ -1,0 +1,434 @@
+//! The operations: each asks which kind of node it is about and hands on. Nothing here knows the
+//! FUSE protocol; every operation takes and returns plain values and runs without a kernel.
+
+pub mod attr;
+pub mod credentials;
+pub mod flush;
+pub mod handle;
+pub mod inode;
+mod names;
+mod open;
+pub mod plain;
+mod xattr;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, StatVfs};
+
+use crate::error::{Errno, Error, Result};
+use crate::nodb::Nodb;
+use crate::nodb::controller::Controller;
+use crate::nodb::generation::Generation;
+use crate::nodb::lock::Asking;
+use crate::nodb::staging::Staging;
+use crate::node::{Node, is_controller, is_hidden};
+use attr::Attr;
+use credentials::Caller;
+use handle::{DirEntry, Handle, Handles};
+use inode::{Inode, Place};
+use plain::{Plain, SetAttr};
+
+/// How long the kernel may trust names and attributes of plain files. A change behind the mount's
+/// back shows after that at the latest; a name that was missing shows at once.
+const PLAIN_TTL: Duration = Duration::from_secs(1);
+
+/// A generation never changes, so what the kernel knows of it stays true.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A node made known to the kernel, and for how long that may rely on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub id: u64,
+    pub attr: Attr,
+    /// How long the name leads here.
+    pub entry_ttl: Duration,
+    /// How long the attributes are these.
+    pub attr_ttl: Duration,
+}
+
+/// How the kernel is to treat an open file.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    /// A plain file: the kernel may go to the lower file by itself. With `read_only`, there is
+    /// nothing to flush.
+    Plain { fd: Arc<OwnedFd>, read_only: bool },
+    /// A generation: pages stay.
+    Generation,
+    /// A staging, or bytes that are not the inode's: every read and write is asked for.
+    Direct,
+    /// A directory; with `keep`, what the kernel remembers of its listing is still right.
+    Directory { keep: bool },
+}
+
+/// What an open file description is called, and how it is treated.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub handle: u64,
+    pub opened: Opened,
+}
+
+/// A mounted tree of runs.
+#[derive(Debug)]
+pub struct Fs {
+    plain: Arc<Plain>,
+    nodb: Nodb,
+    handles: Handles,
+}
+
+impl Fs {
+    pub fn new(plain: Arc<Plain>, nodb: Nodb) -> Self {
+        Self {
+            plain,
+            nodb,
+            handles: Handles::default(),
+        }
+    }
+
+    /// The controllers.
+    pub fn nodb(&self) -> &Nodb {
+        &self.nodb
+    }
+
+    /// A name in a directory. Names of nodbfs's own are nobody's to use.
+    fn place(&self, parent: u64, name: &OsStr) -> Result<Place> {
+        if is_hidden(name) {
+            return Err(Errno::NOENT.into());
+        }
+        Ok(Place::new(&self.plain.inodes.plain(parent)?, name))
+    }
+
+    /// The controller a plain inode has become since the kernel came to know it: its file was
+    /// renamed onto a controller's name.
+    fn became(&self, inode: &Inode, attr: &Attr) -> Option<Arc<Controller>> {
+        let place = inode.places().into_iter().next()?;
+        (attr.is_file() && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
+    }
+
+    fn plain_entry(&self, inode: &Inode, attr: Attr) -> Entry {
+        entry(inode.id, attr, PLAIN_TTL, PLAIN_TTL)
+    }
+
+    fn generation_entry(&self, generation: Arc<Generation>) -> Entry {
+        let shown = entry(generation.id, generation.attr(), Duration::ZERO, FOREVER);
+        self.plain.inodes.raise(Node::Generation(generation));
+        shown
+    }
+
+    fn staging_entry(&self, staging: Arc<Staging>) -> Entry {
+        let shown = entry(staging.id, staging.attr(), Duration::ZERO, Duration::ZERO);
+        self.plain.inodes.raise(Node::Staging(staging));
+        shown
+    }
+
+    /// The kernel forgot `count` references to `id`.
+    pub fn forget(&self, id: u64, count: u64) {
+        self.plain.inodes.forget(id, count);
+    }
+
+    /// The attributes of a node, and for how long they hold.
+    pub fn getattr(&self, id: u64) -> Result<(Attr, Duration)> {
+        match self.plain.inodes.get(id)? {
+            Node::Plain(inode) => Ok((self.plain.getattr(&inode)?, PLAIN_TTL)),
+            Node::Generation(generation) => Ok((generation.attr(), FOREVER)),
+            Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
+        }
+    }
+
+    /// Whether changing the attributes of `id` may wait.
+    pub fn setattr_may_wait(&self, id: u64) -> bool {
+        match self.plain.inodes.get(id) {
+            Ok(Node::Plain(inode)) => inode
+                .places()
+                .first()
+                .is_some_and(|place| is_controller(&place.name)),
+            Ok(Node::Generation(_)) => true,
+            Ok(Node::Staging(_)) | Err(_) => false,
+        }
+    }
+
+    /// Changes attributes.
+    pub fn setattr(
+        &self,
+        id: u64,
+        handle: Option<u64>,
+        set: &SetAttr,
+        caller: Caller,
+    ) -> Result<(Attr, Duration)> {
+        match self.plain.inodes.get(id)? {
+            Node::Plain(inode) => {
+                let fd = handle.and_then(|handle| self.handles.get(handle).ok()?.file().ok());
+                let controller = inode
+                    .places()
+                    .first()
+                    .is_some_and(|place| is_controller(&place.name));
+                if fd.is_none() && controller {
+                    let attr = self.plain.getattr(&inode)?;
+                    if let Some(controller) = self.became(&inode, &attr) {
+                        return self.set_controller(&controller, set, caller);
+                    }
+                }
+                Ok((
+                    self.plain.setattr(&inode, fd.as_deref(), set, caller)?,
+                    PLAIN_TTL,
+                ))
+            }
+            Node::Generation(generation) if self.nodb.is_current(&generation) => {
+                self.set_controller(&generation.controller, set, caller)
+            }
+            // the kernel looks the name up again
+            Node::Generation(_) => Err(Error::Superseded),
+            Node::Staging(staging) => {
+                let mut draft = staging.draft();
+                if let Some(size) = set.size {
+                    draft.resize(size, self.nodb.max_payload())?;
+                }
+                draft.set.merge(set);
+                drop(draft);
+                Ok((staging.attr(), Duration::ZERO))
+            }
+        }
+    }
+
+    fn set_controller(
+        &self,
+        controller: &Arc<Controller>,
+        set: &SetAttr,
+        caller: Caller,
+    ) -> Result<(Attr, Duration)> {
+        let asking = Asking {
+            caller,
+            nonblocking: false,
+            dump: false,
+        };
+        if let Some(size) = set.size {
+            self.nodb.truncate(controller, size, asking)?;
+        }
+        let attr = if set.is_empty() {
+            self.plain.stat(&controller.place)?
+        } else {
+            self.nodb.set_attributes(controller, set, asking)?
+        };
+        // a truncation made another generation, which this inode is not
+        Ok((
+            attr,
+            if set.size.is_some() {
+                Duration::ZERO
+            } else {
+                FOREVER
+            },
+        ))
+    }
+
+    pub fn readlink(&self, id: u64) -> Result<Vec<u8>> {
+        self.plain.readlink(&*self.plain.inodes.plain(id)?)
+    }
+
+    pub fn statfs(&self, id: u64) -> Result<StatVfs> {
+        match self.plain.inodes.get(id)? {
+            Node::Plain(inode) => self.plain.statfs(&inode),
+            Node::Generation(generation) => self.plain.statfs(&generation.controller.place.dir),
+            Node::Staging(staging) => self.plain.statfs(&staging.controller.place.dir),
+        }
+    }
+
+    /// The names of an open directory from `offset` on, until `each` returns `false`.
+    pub fn readdir(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut each: impl FnMut(DirEntry) -> bool,
+    ) -> Result<()> {
+        let dir = self.handles.get(handle)?.dir()?;
+        dir.list(offset, |entry| Ok(is_hidden(&entry.name) || each(entry)))
+    }
+
+    /// As [`Fs::readdir`], each name looked up as well. A name that `each` refuses is forgotten.
+    pub fn readdirplus(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut each: impl FnMut(&DirEntry, &Entry) -> bool,
+    ) -> Result<()> {
+        let dir = self.handles.get(handle)?.dir()?;
+        dir.list(offset, |listed| {
+            if is_hidden(&listed.name) {
+                return Ok(true);
+            }
+            let (shown, counted) = match self.list_one(&dir.inode, &listed) {
+                Ok(found) => found,
+                // gone between the listing and the look
+                Err(_) => return Ok(true),
+            };
+            let taken = each(&listed, &shown);
+            if !taken && counted {
+                self.forget(shown.id, 1);
+            }
+            Ok(taken)
+        })
+    }
+
+    /// A listed name's node; `true`: the kernel will know it once more.
+    fn list_one(&self, dir: &Arc<Inode>, listed: &DirEntry) -> Result<(Entry, bool)> {
+        if listed.name == "." || listed.name == ".." {
+            // the kernel takes neither number nor attributes of these two
+            let mut attr = self.plain.getattr(dir)?;
+            attr.ident.ino = listed.ino;
+            return Ok((
+                entry(listed.ino, attr, Duration::ZERO, Duration::ZERO),
+                false,
+            ));
+        }
+        let place = Place::new(dir, &listed.name);
+        if listed.file_type == FileType::RegularFile && is_controller(&listed.name) {
+            let generation = self.nodb.look(&self.nodb.controllers.at(&place))?;
+            return Ok((self.generation_entry(generation), true));
+        }
+        let (inode, attr) = self.plain.lookup(&place)?;
+        Ok((self.plain_entry(&inode, attr), true))
+    }
+
+    /// Reads of an open file at most `size` bytes.
+    pub fn read(&self, handle: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
+        match self.handles.get(handle)? {
+            Handle::File(fd) => plain::read(&fd, offset, size),
+            Handle::Reader(payload) => payload.read(offset, size),
+            Handle::Writer(writer) => Ok(writer.read(offset, size)),
+            Handle::Dir(_) => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    /// Writes to an open file. With `kill_privileges`, the caller is nobody whose set-uid bits stay.
+    pub fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+    ) -> Result<usize> {
+        match self.handles.get(handle)? {
+            Handle::File(fd) => {
+                let written = plain::write(&fd, offset, data)?;
+                if kill_privileges {
+                    plain::kill_privileges(&*fd)?;
+                }
+                Ok(written)
+            }
+            Handle::Writer(writer) => {
+                let at = (!writer.append).then_some(offset);
+                writer
+                    .staging
+                    .draft()
+                    .write(at, data, self.nodb.max_payload())?;
+                Ok(data.len())
+            }
+            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
+        }
+    }
+
+    /// `fallocate`.
+    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+        match self.handles.get(handle)? {
+            Handle::File(fd) => plain::allocate(&fd, mode, offset, length),
+            Handle::Writer(writer) => {
+                let mut draft = writer.staging.draft();
+                let end = offset.saturating_add(length);
+                match mode & !libc::FALLOC_FL_KEEP_SIZE {
+                    0 => {}
+                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => {
+                        draft.zero(offset, length)
+                    }
+                    _ => return Err(Errno::OPNOTSUPP.into()),
+                }
+                if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > draft.content.len() as u64 {
+                    draft.resize(end, self.nodb.max_payload())?;
+                }
+                Ok(())
+            }
+            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
+        }
+    }
+
+    /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`: a controller has no holes.
+    pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
+        let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let id_size = match self.handles.get(handle)? {
+            Handle::File(fd) => return plain::seek_to(&fd, offset, whence),
+            Handle::Reader(payload) => payload.size()?,
+            Handle::Writer(writer) => writer.staging.draft().content.len() as u64,
+            Handle::Dir(_) => return Err(Errno::ISDIR.into()),
+        };
+        match whence {
+            _ if offset >= id_size => Err(Errno::NXIO.into()),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(id_size),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    /// `copy_file_range` between plain files. EXDEV otherwise: the kernel then copies by itself.
+    pub fn copy_file_range(
+        &self,
+        from: (u64, u64),
+        to: (u64, u64),
+        length: usize,
+    ) -> Result<usize> {
+        match (self.handles.get(from.0)?, self.handles.get(to.0)?) {
+            (Handle::File(source), Handle::File(target)) => {
+                plain::copy(&source, from.1, &target, to.1, length)
+            }
+            _ => Err(Errno::XDEV.into()),
+        }
+    }
+
+    /// A symlink; also under a controller's name, as child runs have them (PROTOCOL.md 1).
+    pub fn symlink(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        target: &Path,
+        caller: Caller,
+    ) -> Result<Entry> {
+        let (inode, attr) = self
+            .plain
+            .symlink(&self.place(parent, name)?, target, caller)?;
+        Ok(self.plain_entry(&inode, attr))
+    }
+
+    pub fn mkdir(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        caller: Caller,
+    ) -> Result<Entry> {
+        let (inode, attr) = self
+            .plain
+            .mkdir(&self.place(parent, name)?, mode, umask, caller)?;
+        Ok(self.plain_entry(&inode, attr))
+    }
+
+    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+        self.plain.rmdir(&self.place(parent, name)?)
+    }
+}
+
+/// A node as the kernel is told of it. Where its number is not the lower file's, the kernel must
+/// ask for the attributes to learn `st_ino`.
+fn entry(id: u64, attr: Attr, entry_ttl: Duration, attr_ttl: Duration) -> Entry {
+    let attr_ttl = if id == attr.ident.ino {
+        attr_ttl
+    } else {
+        Duration::ZERO
+    };
+    Entry {
+        id,
+        attr,
+        entry_ttl,
+        attr_ttl,
+    }
+}

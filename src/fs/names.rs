@@ -1,0 +1,147 @@
+//! Operations on names. Where a controller's name is concerned they go through its locks and
+//! commits, and may wait for those.
+
+use std::ffi::OsStr;
+
+use rustix::fs::RenameFlags;
+
+use crate::error::{Error, Result};
+use crate::fs::credentials::Caller;
+use crate::fs::inode::Place;
+use crate::fs::{Entry, Fs};
+use crate::nodb::lock::Asking;
+use crate::node::{Node, is_controller, is_dump_of};
+
+impl Fs {
+    /// Whether looking this name up may wait: only for a thread on its second try.
+    pub fn lookup_may_wait(&self, parent: u64, name: &OsStr, caller: Caller) -> bool {
+        is_controller(name)
+            && self.place(parent, name).is_ok_and(|place| {
+                self.nodb
+                    .controllers
+                    .get(&place)
+                    .is_some_and(|known| known.is_returning(caller.tid))
+            })
+    }
+
+    /// What a name leads to: for a writer on its way, its own staging.
+    pub fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> Result<Entry> {
+        let place = self.place(parent, name)?;
+        if is_controller(name) {
+            match self.lookup_controller(&place, caller) {
+                // no regular file: a directory or a symlink of that name
+                Err(Error::Superseded) => {}
+                found => return found,
+            }
+        }
+        let (inode, attr) = self.plain.lookup(&place)?;
+        Ok(self.plain_entry(&inode, attr))
+    }
+
+    fn lookup_controller(&self, place: &Place, caller: Caller) -> Result<Entry> {
+        let known = self.nodb.controllers.get(place);
+        if let Some(staging) = known
+            .as_ref()
+            .and_then(|known| known.staging_for(caller.tid))
+        {
+            return Ok(self.staging_entry(staging));
+        }
+        let controller = match known {
+            Some(known) => known,
+            None => {
+                // names that are not there are asked for often and leave nothing behind
+                self.plain.stat(place)?;
+                self.nodb.controllers.at(place)
+            }
+        };
+        let generation = if controller.is_returning(caller.tid) {
+            self.nodb.look_again(&controller, caller.tid)?
+        } else {
+            self.nodb.look(&controller)?
+        };
+        Ok(self.generation_entry(generation))
+    }
+
+    /// Makes a file of any type but a directory or a symlink.
+    pub fn mknod(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u64,
+        caller: Caller,
+    ) -> Result<Entry> {
+        let place = self.place(parent, name)?;
+        let regular = matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG);
+        if regular && is_controller(name) {
+            return Err(self.nodb.refuse_empty(&place));
+        }
+        let (inode, attr) = self.plain.mknod(&place, mode, umask, rdev, caller)?;
+        Ok(self.plain_entry(&inode, attr))
+    }
+
+    /// Removes a name that is no directory's.
+    pub fn unlink(&self, parent: u64, name: &OsStr, caller: Caller) -> Result<()> {
+        let place = self.place(parent, name)?;
+        if is_controller(name) {
+            let asking = Asking {
+                caller,
+                nonblocking: false,
+                dump: false,
+            };
+            return self.nodb.unlink(&self.nodb.controllers.at(&place), asking);
+        }
+        self.plain.unlink(&place)
+    }
+
+    /// `renameat2`.
+    pub fn rename(
+        &self,
+        from: (u64, &OsStr),
+        to: (u64, &OsStr),
+        flags: RenameFlags,
+        caller: Caller,
+    ) -> Result<()> {
+        let dump = from.0 == to.0 && is_dump_of(from.1, to.1);
+        let (from, to) = (self.place(from.0, from.1)?, self.place(to.0, to.1)?);
+        if is_controller(&from.name) || is_controller(&to.name) {
+            let asking = Asking {
+                caller,
+                nonblocking: false,
+                dump,
+            };
+            return self.nodb.rename(&from, &to, flags, asking);
+        }
+        self.plain.rename(&from, &to, flags)
+    }
+
+    /// `link`: the node `id` gets one more name.
+    pub fn link(&self, id: u64, parent: u64, name: &OsStr, caller: Caller) -> Result<Entry> {
+        let place = self.place(parent, name)?;
+        match self.plain.inodes.get(id)? {
+            Node::Plain(inode) if is_controller(name) && self.plain.getattr(&inode)?.is_file() => {
+                self.nodb.link(
+                    &inode,
+                    &place,
+                    Asking {
+                        caller,
+                        nonblocking: false,
+                        dump: false,
+                    },
+                )?;
+            }
+            Node::Plain(inode) => {
+                self.plain.link(&inode, &place)?;
+                // counted by the lookup below
+                self.forget(inode.id, 1);
+            }
+            Node::Generation(generation) => {
+                let lower = self.nodb.open_lower(&generation.controller.place)?;
+                self.nodb.link_lower(&lower, &place)?;
+            }
+            Node::Staging(_) => return Err(Error::Superseded),
+        }
+        self.lookup(parent, name, caller)
+    }
+}

@@ -1,0 +1,224 @@
+//! Opening, closing and syncing.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::{Error, Result};
+use crate::fs::attr::unix_nanos;
+use crate::fs::credentials::Caller;
+use crate::fs::flush::flush;
+use crate::fs::handle::Handle;
+use crate::fs::{Entry, Fs, Open, Opened, plain};
+use crate::nodb::caller;
+use crate::nodb::controller::Controller;
+use crate::nodb::generation::{Generation, Payload};
+use crate::nodb::lock::Asking;
+use crate::nodb::staging::{Staging, Writer};
+use crate::node::{Node, is_controller};
+
+/// A directory that changed this recently may change again within the grain of its time stamp.
+const GRAIN: i128 = 20_000_000;
+
+impl Fs {
+    /// Opens what needs no waiting; `None`: ask [`Fs::open`].
+    pub fn open_at_once(&self, id: u64, flags: i32, caller: Caller) -> Option<Result<Open>> {
+        match self.plain.inodes.get(id) {
+            Ok(Node::Generation(generation)) if !writes(flags) && !generation.has_departed() => {
+                let hot = self.nodb.open_hot(&generation, caller.tid).transpose()?;
+                Some(hot.map(|payload| self.reader(payload)))
+            }
+            Ok(Node::Plain(inode)) => {
+                let plain = inode
+                    .places()
+                    .first()
+                    .is_none_or(|place| !is_controller(&place.name));
+                plain.then(|| self.open(id, flags, caller))
+            }
+            Ok(Node::Generation(_) | Node::Staging(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Opens a node. ESTALE sends the kernel back to look the name up again.
+    pub fn open(&self, id: u64, flags: i32, caller: Caller) -> Result<Open> {
+        match self.plain.inodes.get(id)? {
+            Node::Plain(inode) => {
+                if inode
+                    .places()
+                    .first()
+                    .is_some_and(|place| is_controller(&place.name))
+                    && let Some(controller) = self.became(&inode, &self.plain.getattr(&inode)?)
+                {
+                    return Err(self.send_back(&controller, flags, caller));
+                }
+                let fd = self.plain.open(&inode, flags)?;
+                let opened = Opened::Plain {
+                    fd: fd.clone(),
+                    read_only: !writes(flags),
+                };
+                Ok(Open {
+                    handle: self.handles.add(Handle::File(fd)),
+                    opened,
+                })
+            }
+            Node::Generation(generation) => self.open_generation(&generation, flags, caller),
+            Node::Staging(staging) => self.open_staging(&staging, flags, caller),
+        }
+    }
+
+    fn open_generation(&self, generation: &Generation, flags: i32, caller: Caller) -> Result<Open> {
+        if generation.has_departed() {
+            return Err(Error::Superseded);
+        }
+        if writes(flags) {
+            return Err(self.send_back(&generation.controller, flags, caller));
+        }
+        Ok(self.reader(self.nodb.open_cold(generation, caller.tid)?))
+    }
+
+    /// The kernel is to look the name up again and will find what the caller needs.
+    fn send_back(&self, controller: &Arc<Controller>, flags: i32, caller: Caller) -> Error {
+        if writes(flags) {
+            return self
+                .nodb
+                .open_writer(controller, flags, asking(flags, caller));
+        }
+        controller.expect_reader(caller.tid);
+        Error::Superseded
+    }
+
+    fn open_staging(&self, staging: &Arc<Staging>, flags: i32, caller: Caller) -> Result<Open> {
+        let controller = &staging.controller;
+        let expected = controller
+            .staging_for(caller.tid)
+            .is_some_and(|own| Arc::ptr_eq(&own, staging));
+        let process = || caller::process_of(caller.tid).unwrap_or(0);
+        if (expected && writes(flags)) || (!expected && staging.tgid == process()) {
+            controller.arrived(staging);
+            return Ok(self.writer(staging, flags));
+        }
+        if caller.tid == 0 && !writes(flags) {
+            // nobody can tell the threads of invisible processes apart: serve it here
+            let loaded = self.nodb.load(controller)?;
+            let handle = self.handles.add(Handle::Reader(loaded.payload));
+            return Ok(Open {
+                handle,
+                opened: Opened::Direct,
+            });
+        }
+        Err(self.send_back(controller, flags, caller))
+    }
+
+    fn reader(&self, payload: Arc<Payload>) -> Open {
+        Open {
+            handle: self.handles.add(Handle::Reader(payload)),
+            opened: Opened::Generation,
+        }
+    }
+
+    fn writer(&self, staging: &Arc<Staging>, flags: i32) -> Open {
+        staging.opened();
+        let writer = Writer {
+            staging: staging.clone(),
+            append: flags & libc::O_APPEND != 0,
+        };
+        Open {
+            handle: self.handles.add(Handle::Writer(Arc::new(writer))),
+            opened: Opened::Direct,
+        }
+    }
+
+    /// Creates and opens a file.
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<(Entry, Open)> {
+        let place = self.place(parent, name)?;
+        if is_controller(name) {
+            let controller = self.nodb.controllers.at(&place);
+            let staging =
+                self.nodb
+                    .create(&controller, mode & !umask, flags, asking(flags, caller))?;
+            let open = self.writer(&staging, flags);
+            return Ok((self.staging_entry(staging), open));
+        }
+        let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
+        let opened = Opened::Plain {
+            fd: fd.clone(),
+            read_only: false,
+        };
+        Ok((
+            self.plain_entry(&inode, attr),
+            Open {
+                handle: self.handles.add(Handle::File(fd)),
+                opened,
+            },
+        ))
+    }
+
+    /// Opens a directory.
+    pub fn opendir(&self, id: u64) -> Result<Open> {
+        let inode = self.plain.inodes.plain(id)?;
+        let dir = self.plain.opendir(&inode)?;
+        let changed = dir.attr()?.mtime;
+        let settled = unix_nanos(SystemTime::now()) - changed > GRAIN;
+        let keep = inode.listed(settled.then_some(changed));
+        let handle = self.handles.add(Handle::Dir(Arc::new(dir)));
+        Ok(Open {
+            handle,
+            opened: Opened::Directory { keep },
+        })
+    }
+
+    /// Whether closing a descriptor of `handle`, or the last one, may wait.
+    pub fn close_may_wait(&self, handle: u64) -> bool {
+        matches!(self.handles.get(handle), Ok(Handle::Writer(_)))
+    }
+
+    /// One of the descriptors of an open file is closed.
+    pub fn flush(&self, handle: u64, caller: Caller) -> Result<()> {
+        match self.handles.get(handle)? {
+            Handle::File(fd) => flush(&*fd),
+            Handle::Writer(writer) => self.nodb.flush(&writer, asking(0, caller)),
+            Handle::Reader(_) | Handle::Dir(_) => Ok(()),
+        }
+    }
+
+    /// `fsync`, or `fdatasync`; of a controller: a commit.
+    pub fn fsync(&self, handle: u64, data_only: bool, caller: Caller) -> Result<()> {
+        match self.handles.get(handle)? {
+            Handle::File(fd) => plain::sync(&fd, data_only),
+            Handle::Writer(writer) => self.nodb.sync(&writer, asking(0, caller)),
+            Handle::Dir(dir) => plain::sync(dir.fd(), data_only),
+            Handle::Reader(_) => Ok(()),
+        }
+    }
+
+    /// The last descriptor is gone: nothing can be reported any more, only cleaned up.
+    pub fn release(&self, handle: u64) {
+        if let Some(Handle::Writer(writer)) = self.handles.remove(handle)
+            && writer.staging.closed()
+        {
+            self.nodb.abandon(&writer);
+        }
+    }
+}
+
+fn asking(flags: i32, caller: Caller) -> Asking {
+    Asking {
+        caller,
+        nonblocking: flags & libc::O_NONBLOCK != 0,
+        dump: false,
+    }
+}
+
+/// Whether an `open` with these flags can change the file.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}

@@ -1,0 +1,720 @@
+//! The adapter: decodes what the kernel asks, calls one function of [`crate::fs`], replies. Only
+//! this file, its children and the life of the mount name `fuser`.
+
+mod convert;
+mod notify;
+mod passthrough;
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Runtime;
+
+use crate::error::{Error, Result};
+use crate::fs::credentials::Caller;
+use crate::fs::plain::{SetAttr, XattrReply};
+use crate::fs::{Entry, Fs, Open, Opened};
+pub use notify::Notices;
+use passthrough::Passthrough;
+
+/// The largest write the kernel sends at once, in bytes: what its page limit allows.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// How many operations may wait for the store, for locks or for the disk's `fsync` at a time.
+const WAITING: usize = 256;
+
+/// How long a mount's end waits for operations that are under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A generation number is never needed: no node number is used twice for different things.
+const GENERATION: Generation = Generation(0);
+
+/// The file system as `fuser` sees it.
+#[derive(Debug)]
+pub struct Adapter {
+    fs: Arc<Fs>,
+    passthrough: Arc<Passthrough>,
+    /// Threads for operations that may wait, so that the session's never do.
+    waiting: Option<Runtime>,
+    /// POSIX ACLs count where other users than the mount's own come in.
+    acl: bool,
+    /// How deep the source is stacked on other file systems.
+    stacked: bool,
+}
+
+impl Adapter {
+    /// Serves `fs`. With `acl`, the kernel honours the source's ACLs.
+    ///
+    /// # Errors
+    /// No threads could be started.
+    pub fn new(fs: Arc<Fs>, acl: bool, stacked: bool) -> io::Result<Self> {
+        let waiting = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(WAITING)
+            .thread_name("nodbfs-waiting")
+            .build()?;
+        Ok(Self {
+            fs,
+            passthrough: Arc::default(),
+            waiting: Some(waiting),
+            acl,
+            stacked,
+        })
+    }
+
+    /// Runs `work` here, or where it may wait.
+    fn run(&self, may_wait: bool, work: impl FnOnce(&Fs) + Send + 'static) {
+        match &self.waiting {
+            Some(runtime) if may_wait => {
+                let fs = self.fs.clone();
+                runtime.spawn_blocking(move || work(&fs));
+            }
+            _ => work(&self.fs),
+        }
+    }
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        tid: request.pid(),
+    }
+}
+
+/// The errno the program sees.
+fn errno(error: &Error) -> FuseErrno {
+    FuseErrno::from_i32(error.errno().raw_os_error())
+}
+
+/// Replies to an operation that answers with an entry.
+fn reply_entry(reply: ReplyEntry, answer: Result<Entry>) {
+    match answer {
+        Ok(entry) => {
+            let attr = convert::attr(entry.id, &entry.attr);
+            reply.entry_with_ttls(&entry.attr_ttl, &entry.entry_ttl, &attr, GENERATION);
+        }
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// Replies to an operation that answers with nothing.
+fn reply_empty(reply: ReplyEmpty, answer: Result<()>) {
+    match answer {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_write(reply: ReplyWrite, answer: Result<usize>) {
+    match answer {
+        Ok(written) => reply.written(written as u32),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, answer: Result<XattrReply>) {
+    match answer {
+        Ok(XattrReply::Size(size)) => reply.size(size as u32),
+        Ok(XattrReply::Data(data)) => reply.data(&data),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result<Open>) {
+    let open = match answer {
+        Ok(open) => open,
+        Err(error) => return reply.error(errno(&error)),
+    };
+    let handle = FileHandle(open.handle);
+    let backing = match &open.opened {
+        Opened::Plain { fd, .. } => passthrough.attach(id, open.handle, || reply.open_backing(fd)),
+        _ => None,
+    };
+    match backing {
+        Some(backing) => reply.opened_passthrough(handle, flags_of(&open.opened), &backing),
+        None => reply.opened(handle, flags_of(&open.opened)),
+    }
+}
+
+/// How the kernel is to treat what was opened (measured: every request saved counts).
+fn flags_of(opened: &Opened) -> FopenFlags {
+    match opened {
+        Opened::Plain {
+            read_only: true, ..
+        } => FopenFlags::FOPEN_NOFLUSH,
+        Opened::Plain {
+            read_only: false, ..
+        } => FopenFlags::empty(),
+        Opened::Generation => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+        Opened::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        Opened::Directory { keep: true } => {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        }
+        Opened::Directory { keep: false } => FopenFlags::FOPEN_CACHE_DIR,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            // a writer's O_TRUNC must not truncate the pages of the generation it opens
+            (true, InitFlags::FUSE_ATOMIC_O_TRUNC),
+            (true, InitFlags::FUSE_AUTO_INVAL_DATA),
+            (
+                true,
+                InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
+            ),
+            (true, InitFlags::FUSE_PARALLEL_DIROPS),
+            (true, InitFlags::FUSE_ASYNC_DIO),
+            // the umask gives way to a directory's default ACL, which the daemon can see
+            (true, InitFlags::FUSE_DONT_MASK),
+            // measured: without it the kernel asks for security.capability before every write
+            (true, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
+            (self.acl, InitFlags::FUSE_POSIX_ACL),
+            (
+                rustix::process::geteuid().is_root(),
+                InitFlags::FUSE_PASSTHROUGH,
+            ),
+        ];
+        for (_, flags) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
+            if config.add_capabilities(flags).is_err() {
+                tracing::debug!(?flags, "not offered by this kernel");
+            } else if flags == InitFlags::FUSE_PASSTHROUGH {
+                let depth = if self.stacked { 2 } else { 1 };
+                self.passthrough
+                    .allow(config.set_max_stack_depth(depth).is_ok());
+            }
+        }
+        // smaller limits than ours are the kernel's good right
+        let _ = config.set_max_write(MAX_WRITE);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.shutdown_timeout(DRAIN);
+        }
+        self.fs.nodb().tidy();
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let caller = caller(request);
+        if self.fs.lookup_may_wait(parent.0, name, caller) {
+            let name = name.to_owned();
+            return self.run(true, move |fs| {
+                reply_entry(reply, fs.lookup(parent.0, &name, caller))
+            });
+        }
+        reply_entry(reply, self.fs.lookup(parent.0, name, caller));
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        self.fs.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attr(reply, self.fs.getattr(ino.0));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let mode = mode.map(|mode| mode & 0o7777);
+        let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+        };
+        let (handle, caller) = (fh.map(|fh| fh.0), caller(request));
+        self.run(self.fs.setattr_may_wait(ino.0), move |fs| {
+            reply_attr(reply, fs.setattr(ino.0, handle, &set, caller));
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.fs.readlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let rdev = convert::device(rdev);
+        reply_entry(
+            reply,
+            self.fs
+                .mknod(parent.0, name, mode, umask, rdev, caller(request)),
+        );
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply_entry(
+            reply,
+            self.fs.mkdir(parent.0, name, mode, umask, caller(request)),
+        );
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, caller) = (name.to_owned(), caller(request));
+        self.run(crate::node::is_controller(&name), move |fs| {
+            reply_empty(reply, fs.unlink(parent.0, &name, caller));
+        });
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.fs.rmdir(parent.0, name));
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (name, target, caller): (OsString, PathBuf, _) =
+            (link_name.into(), target.into(), caller(request));
+        reply_entry(reply, self.fs.symlink(parent.0, &name, &target, caller));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
+        let (name, newname, caller) = (name.to_owned(), newname.to_owned(), caller(request));
+        let may_wait = crate::node::is_controller(&name) || crate::node::is_controller(&newname);
+        self.run(may_wait, move |fs| {
+            reply_empty(
+                reply,
+                fs.rename((parent.0, &name), (newparent.0, &newname), flags, caller),
+            );
+        });
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (name, caller) = (newname.to_owned(), caller(request));
+        self.run(crate::node::is_controller(&name), move |fs| {
+            reply_entry(reply, fs.link(ino.0, newparent.0, &name, caller));
+        });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let caller = caller(request);
+        if let Some(answer) = self.fs.open_at_once(ino.0, flags.0, caller) {
+            return reply_open(reply, &self.passthrough, ino.0, answer);
+        }
+        let passthrough = self.passthrough.clone();
+        self.run(true, move |fs| {
+            reply_open(reply, &passthrough, ino.0, fs.open(ino.0, flags.0, caller))
+        });
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.fs.read(fh.0, offset, size as usize) {
+            Ok(data) => reply.data(&data),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        reply_write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
+    }
+
+    fn flush(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request);
+        self.run(self.fs.close_may_wait(fh.0), move |fs| {
+            reply_empty(reply, fs.flush(fh.0, caller))
+        });
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.passthrough.detach(ino.0, fh.0);
+        self.run(self.fs.close_may_wait(fh.0), move |fs| {
+            fs.release(fh.0);
+            reply.ok();
+        });
+    }
+
+    fn fsync(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request);
+        self.run(true, move |fs| {
+            reply_empty(reply, fs.fsync(fh.0, datasync, caller))
+        });
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply_open(reply, &self.passthrough, ino.0, self.fs.opendir(ino.0));
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.fs.readdir(fh.0, offset, |entry| {
+            let kind = convert::kind(entry.file_type);
+            !reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.fs.readdirplus(fh.0, offset, |listed, entry| {
+            let attr = convert::attr(entry.id, &entry.attr);
+            let ttl = entry.entry_ttl.min(entry.attr_ttl);
+            !reply.add(
+                INodeNo(entry.id),
+                listed.next,
+                &listed.name,
+                &ttl,
+                &attr,
+                GENERATION,
+            )
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request);
+        self.run(true, move |fs| {
+            reply_empty(reply, fs.fsync(fh.0, datasync, caller))
+        });
+    }
+
+    fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.fs.statfs(ino.0) {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                stat.f_bsize as u32,
+                stat.f_namemax as u32,
+                stat.f_frsize as u32,
+            ),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let name = name.to_owned();
+        self.run(self.fs.getxattr_may_wait(ino.0, &name), move |fs| {
+            reply_xattr(reply, fs.getxattr(ino.0, &name, size as usize));
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.fs.listxattr(ino.0, size as usize));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.fs.removexattr(ino.0, name));
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // the kernel checks by itself (default_permissions) and learns here not to ask
+        reply.error(FuseErrno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (name, caller, passthrough) =
+            (name.to_owned(), caller(request), self.passthrough.clone());
+        self.run(crate::node::is_controller(&name), move |fs| {
+            reply_create(
+                reply,
+                &passthrough,
+                fs.create(parent.0, &name, mode, umask, flags, caller),
+            );
+        });
+    }
+
+    fn bmap(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _blocksize: u32,
+        _idx: u64,
+        reply: ReplyBmap,
+    ) {
+        reply.error(FuseErrno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(FuseErrno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(FuseErrno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.fs.fallocate(fh.0, offset, length, mode));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.fs.lseek(fh.0, offset, whence) {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // the reply holds no more than 32 bits
+        let length = len.min(u64::from(u32::MAX >> 1)) as usize;
+        self.run(true, move |fs| {
+            reply_write(
+                reply,
+                fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length),
+            );
+        });
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, answer: Result<(crate::fs::attr::Attr, Duration)>) {
+    match answer {
+        Ok((attr, ttl)) => reply.attr(&ttl, &convert::attr(attr.ident.ino, &attr)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_create(reply: ReplyCreate, passthrough: &Passthrough, answer: Result<(Entry, Open)>) {
+    let (entry, open) = match answer {
+        Ok(made) => made,
+        Err(error) => return reply.error(errno(&error)),
+    };
+    let attr = convert::attr(entry.id, &entry.attr);
+    let (ttl, handle) = (entry.entry_ttl.min(entry.attr_ttl), FileHandle(open.handle));
+    let backing = match &open.opened {
+        Opened::Plain { fd, .. } => {
+            passthrough.attach(entry.id, open.handle, || reply.open_backing(fd))
+        }
+        _ => None,
+    };
+    let flags = flags_of(&open.opened);
+    match backing {
+        Some(backing) => {
+            reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, &backing)
+        }
+        None => reply.created(&ttl, &attr, GENERATION, handle, flags),
+    }
+}

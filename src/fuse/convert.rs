@@ -1,0 +1,73 @@
+//! Between the operations' plain values and `fuser`'s.
+
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use rustix::fs::{major, makedev, minor};
+
+use crate::fs::attr::{Attr, system_time, unix_nanos};
+use crate::fs::plain::SetTime;
+
+/// Attributes as the kernel takes them, under the number `ino`.
+pub fn attr(ino: u64, attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: system_time(0),
+        kind: kind(attr.file_type()),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: kernel_device(attr.rdev),
+        blksize: attr.blksize,
+        flags: 0,
+    }
+}
+
+/// File types; what has none is a regular file.
+pub fn kind(file_type: rustix::fs::FileType) -> FileType {
+    use rustix::fs::FileType as Lower;
+    match file_type {
+        Lower::Directory => FileType::Directory,
+        Lower::Symlink => FileType::Symlink,
+        Lower::Fifo => FileType::NamedPipe,
+        Lower::Socket => FileType::Socket,
+        Lower::CharacterDevice => FileType::CharDevice,
+        Lower::BlockDevice => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+/// A time to be set.
+pub fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(unix_nanos(time)),
+    }
+}
+
+/// A device number as the C library has it, from the kernel's 32 bits (`new_encode_dev`).
+pub fn device(kernel: u32) -> u64 {
+    let minor = (kernel & 0xff) | ((kernel >> 12) & 0xf_ff00);
+    makedev((kernel >> 8) & 0xfff, minor)
+}
+
+fn kernel_device(device: u64) -> u32 {
+    let (major, minor) = (major(device), minor(device));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_way_there_and_back() {
+        for number in [makedev(1, 3), makedev(8, 0x1_2345), makedev(0xfff, 0xff)] {
+            assert_eq!(device(kernel_device(number)), number);
+        }
+    }
+}

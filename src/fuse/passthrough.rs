@@ -1,0 +1,73 @@
+//! Kernel passthrough: reads and writes of plain files go to the lower file without the daemon.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::BackingId;
+use parking_lot::Mutex;
+
+/// Which inodes have a backing file at the kernel's, and who has them open that way. The kernel
+/// wants one backing file per inode, and all its opens through it or none.
+#[derive(Debug, Default)]
+pub struct Passthrough {
+    allowed: AtomicBool,
+    inodes: Mutex<HashMap<u64, Backed>>,
+}
+
+#[derive(Debug)]
+struct Backed {
+    /// `None`: opened through the page cache, so the others must be too.
+    backing: Option<Arc<BackingId>>,
+    handles: Vec<u64>,
+}
+
+impl Passthrough {
+    /// Whether the kernel and the daemon's rights allow it.
+    pub fn allow(&self, allowed: bool) {
+        self.allowed.store(allowed, Ordering::Relaxed);
+    }
+
+    /// A new open of the inode `id`: its backing file, registered with `open` for the first one.
+    /// `None`: through the page cache.
+    pub fn attach(
+        &self,
+        id: u64,
+        handle: u64,
+        open: impl FnOnce() -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        let mut inodes = self.inodes.lock();
+        let backed = inodes.entry(id).or_insert_with(|| Backed {
+            backing: self.register(open),
+            handles: Vec::new(),
+        });
+        backed.handles.push(handle);
+        backed.backing.clone()
+    }
+
+    fn register(&self, open: impl FnOnce() -> io::Result<BackingId>) -> Option<Arc<BackingId>> {
+        if !self.allowed.load(Ordering::Relaxed) {
+            return None;
+        }
+        match open() {
+            Ok(backing) => Some(Arc::new(backing)),
+            Err(error) => {
+                tracing::info!(%error, "no kernel passthrough here; plain files go through the page cache");
+                self.allow(false);
+                None
+            }
+        }
+    }
+
+    /// An open of the inode `id` ended.
+    pub fn detach(&self, id: u64, handle: u64) {
+        let mut inodes = self.inodes.lock();
+        if let Some(backed) = inodes.get_mut(&id) {
+            backed.handles.retain(|open| *open != handle);
+            if backed.handles.is_empty() {
+                inodes.remove(&id);
+            }
+        }
+    }
+}
