@@ -187,7 +187,7 @@ impl Drop for Mount {
 /// Whether a FUSE mount is there, even one whose daemon has died.
 fn is_fuse(path: &Path) -> bool {
     match rustix::fs::statfs(path) {
-        Ok(stat) => stat.f_type as i64 == FUSE_SUPER_MAGIC,
+        Ok(stat) => stat.f_type == FUSE_SUPER_MAGIC,
         Err(errno) => errno == rustix::io::Errno::NOTCONN,
     }
 }

@@ -32,9 +32,9 @@ class Client:
         self.exchange("SELECT", self.db)
 
     def close(self):
-        if self.socket:
-            self.file.close()
-            self.socket.close()
+        for part in (self.file, self.socket):
+            if part:
+                part.close()
         self.socket = self.file = None
 
     def __call__(self, *command):

@@ -80,7 +80,9 @@ pub fn document(controller: &str, known_as: &str, options: &RunOptions, rng: &mu
     let document = match options.layout.of(controller) {
         Layout::Old => {
             // the oldest documents know no signature at all
-            let signature = signature.into_iter().filter(|_| controller.len() % 2 == 0);
+            let signature = signature
+                .into_iter()
+                .filter(|_| position(controller) % 4 == 1);
             Json::Map([object].into_iter().chain(state).chain(signature).collect())
         }
         Layout::Mixed => {
@@ -110,11 +112,18 @@ impl Layout {
     fn of(self, controller: &str) -> Self {
         match (self, controller) {
             (Self::Mixed, "observed") => Self::Mixed,
-            (Self::Mixed, _) if controller.len() % 2 == 0 => Self::Old,
+            (Self::Mixed, _) if position(controller) % 2 == 1 => Self::Old,
             (Self::Mixed, _) => Self::Modern,
             (layout, _) => layout,
         }
     }
+}
+
+/// Where a controller stands in a run, so that neighbours in the list differ.
+fn position(controller: &str) -> usize {
+    FULL.iter()
+        .position(|name| *name == controller)
+        .unwrap_or(FULL.len())
 }
 
 /// Some 700 kB, the largest controller seen in the field.
