@@ -54,6 +54,11 @@ impl Field {
         )
     }
 
+    /// One Redis command in database `db`.
+    fn ask<T: ::redis::FromRedisValue>(&self, db: i64, words: &[&str]) -> T {
+        ::redis::from_redis_value(self.redis.cmd_in(db, words)).unwrap()
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.wd.path().join(name)
     }
@@ -64,19 +69,19 @@ impl Field {
 
     /// The payload cache's entry.
     fn entry(&self, name: &str) -> Value {
-        let text: String = self.redis.cmd(13, &["GET", &self.entry_key(name)]);
+        let text: String = self.ask(13, &["GET", &self.entry_key(name)]);
         serde_json::from_str(&text).unwrap()
     }
 
     fn mirror(&self, name: &str) -> Option<String> {
-        self.redis.cmd(
+        self.ask(
             0,
             &["HGET", "mercuric-subcontract", &format!("locked:{name}")],
         )
     }
 
     fn lock(&self, name: &str) -> Option<String> {
-        self.redis.cmd(
+        self.ask(
             0,
             &["GET", &format!("nodb-lock:mercuric-subcontract:{name}")],
         )
@@ -121,9 +126,7 @@ fn a_lock_is_what_the_protocol_says() {
     );
     assert_eq!(payload["owner"], one.ok(json!({"op": "info"}))["owner"]);
     assert_eq!(field.mirror("wepp.nodb").as_deref(), Some("true"));
-    let ttl: i64 = field
-        .redis
-        .cmd(0, &["TTL", "nodb-lock:mercuric-subcontract:wepp.nodb"]);
+    let ttl: i64 = field.ask(0, &["TTL", "nodb-lock:mercuric-subcontract:wepp.nodb"]);
     assert!((21_000..=21_600).contains(&ttl), "{ttl}");
 
     assert_eq!(two.refused(json!({"op": "lock"})), "NoDbAlreadyLockedError");
@@ -138,7 +141,7 @@ fn a_lock_of_somebody_elses_survives_a_release() {
     let field = Field::new();
     let mut one = field.spawn(Style::Modern, "wepp");
     one.ok(json!({"op": "lock"}));
-    let _: () = field.redis.cmd(
+    let _: () = field.ask(
         0,
         &[
             "SET",
@@ -156,7 +159,7 @@ fn a_lock_of_somebody_elses_survives_a_release() {
 #[test]
 fn a_flag_without_its_lock_is_repaired() {
     let field = Field::new();
-    let _: () = field.redis.cmd(
+    let _: () = field.ask(
         0,
         &["HSET", "mercuric-subcontract", "locked:wepp.nodb", "true"],
     );
@@ -178,7 +181,7 @@ fn a_run_being_replaced_takes_no_lock_from_modern_code() {
         fence,
         "nodb:run-replacement:f1ce333b4aa72b16d852d3075d99844c4c9163c778fef89583bbf4a7b9bfc00d"
     );
-    let _: () = field.redis.cmd(0, &["SET", &fence, "1"]);
+    let _: () = field.ask(0, &["SET", &fence, "1"]);
     assert_eq!(
         modern.refused(json!({"op": "lock"})),
         "NoDbRunReplacedError"
@@ -237,13 +240,11 @@ fn a_modern_dump_leaves_everything_as_the_protocol_says() {
             entry, written,
             "apart from the signature they are one document"
         );
-        let expiry: i64 = field.redis.cmd(13, &["TTL", &field.entry_key(&name)]);
+        let expiry: i64 = field.ask(13, &["TTL", &field.entry_key(&name)]);
         assert!((259_000..=259_200).contains(&expiry), "{expiry}");
         assert_eq!(field.lock(&name), None);
         assert_eq!(field.mirror(&name).as_deref(), Some("false"));
-        let modified: i64 = field
-            .redis
-            .cmd(0, &["HGET", "mercuric-subcontract", "last_modified"]);
+        let modified: i64 = field.ask(0, &["HGET", "mercuric-subcontract", "last_modified"]);
         assert!(modified > 1_700_000_000);
         assert_eq!(
             fs::read_to_string(field.file("nodb.version")).unwrap(),
@@ -304,7 +305,7 @@ fn modern_code_believes_only_the_signature_and_old_code_believes_anything() {
     let (mtime, size) = signature(&field.file("wepp.nodb"));
     let poison = |mtime: f64, size: u64| {
         let text = json!({"py/object": "X", "wd": "x", "_note": "poison", "_nodb_mtime": mtime, "_nodb_size": size});
-        let _: () = field.redis.cmd(
+        let _: () = field.ask(
             13,
             &["SET", &field.entry_key("wepp.nodb"), &text.to_string()],
         );
@@ -332,9 +333,7 @@ fn modern_code_believes_only_the_signature_and_old_code_believes_anything() {
     assert_eq!(load(Style::Modern), ("cache".to_owned(), json!("poison")));
     // what does not decode is dropped by both
     for style in [Style::Old, Style::Modern] {
-        let _: () = field
-            .redis
-            .cmd(13, &["SET", &field.entry_key("wepp.nodb"), "{\"torn"]);
+        let _: () = field.ask(13, &["SET", &field.entry_key("wepp.nodb"), "{\"torn"]);
         assert_eq!(load(style).0, "disk");
     }
 }
@@ -422,7 +421,7 @@ fn a_container_has_a_name_and_a_pid_of_its_own() {
 #[test]
 fn a_log_line_goes_to_the_file_and_the_bare_message_to_the_channel() {
     let field = Field::new();
-    let mut client = redis_client(&field.redis).get_connection().unwrap();
+    let mut client = field.redis.connect(0).unwrap();
     let mut channel = client.as_pubsub();
     channel.subscribe("mercuric-subcontract:climate").unwrap();
     let mut modern = field.spawn(Style::Modern, "climate");
@@ -436,16 +435,10 @@ fn a_log_line_goes_to_the_file_and_the_bare_message_to_the_channel() {
         last.ends_with(" [INFO] wepppy.run.mercuric-subcontract.climate: Build Climates"),
         "{last}"
     );
-    let _: () = field
-        .redis
-        .cmd(15, &["SET", "loglevel:mercuric-subcontract", "10"]);
+    let _: () = field.ask(15, &["SET", "loglevel:mercuric-subcontract", "10"]);
     modern.ok(json!({"op": "log", "message": "now heard", "level": "DEBUG"}));
     let message: String = channel.get_message().unwrap().get_payload().unwrap();
     assert_eq!(message, "now heard");
-}
-
-fn redis_client(redis: &RedisServer) -> ::redis::Client {
-    ::redis::Client::open(redis.url()).unwrap()
 }
 
 /// The table of PROTOCOL.md 3.

@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Builder {
     source: PathBuf,
     mountpoint: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     args: Vec<OsString>,
 }
 
@@ -27,8 +28,9 @@ pub struct Builder {
 pub struct Mount {
     child: Child,
     mountpoint: PathBuf,
+    state_dir: PathBuf,
     log: PathBuf,
-    // holds the log and, if the test named none, the mount point
+    // holds the log and, unless the test named others, the mount point and the state directory
     _dir: TempDir,
 }
 
@@ -37,6 +39,7 @@ impl Mount {
         Builder {
             source: source.into(),
             mountpoint: None,
+            state_dir: None,
             args: Vec::new(),
         }
     }
@@ -44,6 +47,11 @@ impl Mount {
     /// The mount point.
     pub fn path(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// Where rejected documents are kept.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
     /// The daemon's process id.
@@ -88,6 +96,12 @@ impl Builder {
         self
     }
 
+    /// Where the daemon keeps what must outlive it; otherwise a directory that does not outlive the mount.
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
+        self
+    }
+
     /// With the Redis store; otherwise the embedded one.
     pub fn redis(self, url: &str) -> Self {
         self.args(["--redis", url])
@@ -110,16 +124,19 @@ impl Builder {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mountpoint = self.mountpoint.unwrap_or_else(|| dir.path().join("mnt"));
         fs::create_dir_all(&mountpoint).expect("a mount point");
+        let state_dir = self.state_dir.unwrap_or_else(|| dir.path().join("state"));
         let log = dir.path().join("log");
         let out = File::create(&log).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_nodbfs"));
         command
-            .args(["mount", "--foreground"])
+            .args(["mount", "--foreground", "--state-dir"])
+            .arg(&state_dir)
             .args(&self.args)
             .arg(&self.source)
             .arg(&mountpoint);
         // the machine's own settings must not reach into a test (PROTOCOL.md 2)
         for name in [
+            "NODBFS_LOG",
             "REDIS_URL",
             "RQ_REDIS_URL",
             "REDIS_HOST",
@@ -138,6 +155,7 @@ impl Builder {
         let mut mount = Mount {
             child,
             mountpoint,
+            state_dir,
             log,
             _dir: dir,
         };

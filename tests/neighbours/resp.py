@@ -18,7 +18,8 @@ class Client:
     def connect(self):
         url = self.url
         # the database number in the URL is replaced by the one each use needs (PROTOCOL.md 2)
-        password = url.password or next(iter(parse_qs(url.query).get("password", [])), None)
+        query = parse_qs(url.query)
+        password = url.password or query.get("password", query.get("pass", [None]))[0]
         if url.scheme in ("unix", "redis+unix"):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(10)
