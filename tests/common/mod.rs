@@ -1,0 +1,31 @@
+//! What the black-box suites share.
+
+// each suite is a program of its own and uses a part of this
+#![allow(dead_code)]
+
+pub mod mount;
+pub mod python;
+pub mod redis;
+pub mod sample;
+
+use std::path::{Path, PathBuf};
+
+/// A file of this crate's sources.
+pub fn in_crate(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Every file below `dir` whose name ends in `suffix`, without following symlinks to directories.
+pub fn files_below(dir: &Path, suffix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("a readable directory") {
+        let entry = entry.expect("a readable entry");
+        if entry.file_type().expect("a file type").is_dir() {
+            found.extend(files_below(&entry.path(), suffix));
+        } else if entry.file_name().to_string_lossy().ends_with(suffix) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
