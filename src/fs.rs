@@ -36,6 +36,9 @@ use plain::{Plain, SetAttr};
 /// back shows after that at the latest; a name that was missing shows at once.
 const PLAIN_TTL: Duration = Duration::from_secs(1);
 
+/// How long the kernel may trust where a controller's name leads while it is told of changes.
+const WATCHED_TTL: Duration = Duration::from_secs(60);
+
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -112,8 +115,10 @@ impl Fs {
         entry(inode.id, attr, PLAIN_TTL, PLAIN_TTL)
     }
 
-    fn generation_entry(&self, generation: Arc<Generation>) -> Entry {
-        let shown = entry(generation.id, generation.attr(), Duration::ZERO, FOREVER);
+    /// With `watched`, the kernel is told when the name leads elsewhere.
+    fn generation_entry(&self, generation: Arc<Generation>, watched: bool) -> Entry {
+        let entry_ttl = if watched { WATCHED_TTL } else { Duration::ZERO };
+        let shown = entry(generation.id, generation.attr(), entry_ttl, FOREVER);
         self.plain.inodes.raise(Node::Generation(generation));
         shown
     }
@@ -284,8 +289,9 @@ impl Fs {
         }
         let place = Place::new(dir, &listed.name);
         if listed.file_type == FileType::RegularFile && is_controller(&listed.name) {
+            let watched = self.nodb.is_remembered(dir);
             let generation = self.nodb.look(&self.nodb.controllers.at(&place))?;
-            return Ok((self.generation_entry(generation), true));
+            return Ok((self.generation_entry(generation, watched), true));
         }
         let (inode, attr) = self.plain.lookup(&place)?;
         Ok((self.plain_entry(&inode, attr), true))

@@ -14,6 +14,7 @@ pub mod rejected;
 pub mod roads;
 pub mod seal;
 pub mod staging;
+pub mod watch;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::fs::attr::Attr;
-use crate::fs::inode::Place;
+use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::store::Store;
 use controller::Controllers;
@@ -32,6 +33,7 @@ use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
 use rejected::Rejected;
+use watch::Watch;
 
 /// What a mount is told about its controllers.
 #[derive(Clone, Debug)]
@@ -62,7 +64,8 @@ pub struct Nodb {
     store: Arc<dyn Store>,
     kernel: Arc<dyn Kernel>,
     settings: Settings,
-    pub controllers: Controllers,
+    pub controllers: Arc<Controllers>,
+    watch: Watch,
     payloads: Payloads,
     locker: Locker,
     rejected: Rejected,
@@ -80,10 +83,12 @@ impl Nodb {
         kernel: Arc<dyn Kernel>,
         settings: Settings,
     ) -> io::Result<Self> {
+        let controllers = Arc::<Controllers>::default();
         Ok(Self {
+            watch: Watch::start(controllers.clone(), kernel.clone()),
             plain,
             kernel,
-            controllers: Controllers::default(),
+            controllers,
             payloads: Payloads::new(settings.cache_size),
             locker: Locker::new(store.clone(), settings.lock_wait)?,
             rejected: Rejected::new(&settings.state_dir),
@@ -96,7 +101,19 @@ impl Nodb {
     /// What is to be done from time to time: forget who never came back, pay debts.
     pub fn tidy(&self) {
         self.controllers.sweep();
+        self.watch.sweep();
         self.debts.pay();
+    }
+
+    /// Whether the kernel may remember where a name in `dir` leads. To be asked before the look at
+    /// the source that is to be remembered.
+    pub fn may_be_remembered(&self, dir: &Arc<Inode>) -> bool {
+        self.watch.cover(&self.plain.inodes, dir)
+    }
+
+    /// As [`Nodb::may_be_remembered`], for a listing, which is no reason to begin with it.
+    pub fn is_remembered(&self, dir: &Inode) -> bool {
+        self.watch.covers(dir)
     }
 
     /// The largest document, in bytes.

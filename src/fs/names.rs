@@ -54,12 +54,13 @@ impl Fs {
                 self.nodb.controllers.at(place)
             }
         };
+        let watched = self.nodb.may_be_remembered(&place.dir);
         let generation = if controller.is_returning(caller.tid) {
             self.nodb.look_again(&controller, caller.tid)?
         } else {
             self.nodb.look(&controller)?
         };
-        Ok(self.generation_entry(generation))
+        Ok(self.generation_entry(generation, watched))
     }
 
     /// Makes a file of any type but a directory or a symlink.

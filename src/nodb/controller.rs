@@ -244,6 +244,11 @@ impl Controllers {
         self.known.lock().get(&key(place)).cloned()
     }
 
+    /// The names of all of them.
+    pub fn places(&self) -> Vec<Place> {
+        self.known.lock().values().map(|controller| controller.place.clone()).collect()
+    }
+
     /// Forgets what nobody uses, and threads that never came back.
     pub fn sweep(&self) {
         let all: Vec<_> = self.known.lock().values().cloned().collect();
