@@ -246,7 +246,11 @@ impl Controllers {
 
     /// The names of all of them.
     pub fn places(&self) -> Vec<Place> {
-        self.known.lock().values().map(|controller| controller.place.clone()).collect()
+        self.known
+            .lock()
+            .values()
+            .map(|controller| controller.place.clone())
+            .collect()
     }
 
     /// Forgets what nobody uses, and threads that never came back.

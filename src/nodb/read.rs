@@ -225,7 +225,8 @@ impl Nodb {
             return;
         };
         let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
-        let put = self.store.put(key, &patched.text, &seal);
+        let seen = seen.entry.as_deref();
+        let put = self.store.put_if_unchanged(key, seen, &patched.text, &seal);
         // a commit may have come between the read and the put: old readers trust any entry
         let moved_on = self
             .plain
@@ -236,7 +237,7 @@ impl Nodb {
         } else {
             Ok(())
         };
-        if let Err(error) = put.and(undone) {
+        if let Err(error) = put.map(drop).and(undone) {
             debug!(key, %error, "cache entry not refreshed");
         }
     }

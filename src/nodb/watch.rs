@@ -13,23 +13,32 @@ use std::thread;
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
 use rustix::fs::fstatfs;
-use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
+use rustix::fs::inotify::{
+    CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch,
+};
 use tracing::{debug, info, warn};
 
 use crate::error::Errno;
 use crate::fs::attr::Ident;
 use crate::fs::inode::{Inode, Inodes, reopen_path};
-use crate::node::is_controller;
 use crate::nodb::Kernel;
 use crate::nodb::controller::Controllers;
+use crate::node::is_controller;
 
 /// How many directories are watched at a time; the others are looked at each time.
 const DIRECTORIES: usize = 8192;
 
 /// `f_type` of file systems that change only through this host's kernel: ext4, XFS, btrfs, tmpfs,
 /// F2FS, bcachefs, ZFS.
-const LOCAL: [i64; 7] =
-    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1];
+const LOCAL: [i64; 7] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x0102_1994,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x2fc1_2fc1,
+];
 
 /// The watched directories.
 ///
@@ -58,7 +67,9 @@ impl Watch {
         let started = inotify.map_err(std::io::Error::from).and_then(|inotify| {
             let (events, watched) = (inotify.clone(), watched.clone());
             let listen = move || listen(&events, &watched, &controllers, &*kernel);
-            thread::Builder::new().name("nodbfs-watch".to_owned()).spawn(listen)?;
+            thread::Builder::new()
+                .name("nodbfs-watch".to_owned())
+                .spawn(listen)?;
             Ok(inotify)
         });
         let inotify = started
@@ -74,7 +85,9 @@ impl Watch {
 
     /// Watches `dir` if that can be relied on. To be called before the look that is to be trusted.
     pub fn cover(&self, inodes: &Inodes, dir: &Arc<Inode>) -> bool {
-        let Some(inotify) = &self.inotify else { return false };
+        let Some(inotify) = &self.inotify else {
+            return false;
+        };
         if self.covers(dir) {
             return true;
         }
@@ -110,7 +123,10 @@ impl Watch {
     pub fn sweep(&self) {
         let Some(inotify) = &self.inotify else { return };
         let mut watched = self.watched.lock();
-        let gone = watched.dirs.iter().filter(|(_, dir)| dir.strong_count() == 0);
+        let gone = watched
+            .dirs
+            .iter()
+            .filter(|(_, dir)| dir.strong_count() == 0);
         for number in gone.map(|(number, _)| *number).collect::<Vec<_>>() {
             watched.forget(number);
             // it may have gone with its directory
@@ -127,7 +143,12 @@ impl Watched {
 }
 
 /// Passes changes on until the process ends.
-fn listen(inotify: &OwnedFd, watched: &Mutex<Watched>, controllers: &Controllers, kernel: &dyn Kernel) {
+fn listen(
+    inotify: &OwnedFd,
+    watched: &Mutex<Watched>,
+    controllers: &Controllers,
+    kernel: &dyn Kernel,
+) {
     let mut buffer = [MaybeUninit::uninit(); 16 << 10];
     let mut events = Reader::new(inotify, &mut buffer);
     loop {
@@ -136,7 +157,10 @@ fn listen(inotify: &OwnedFd, watched: &Mutex<Watched>, controllers: &Controllers
             Err(Errno::INTR) => continue,
             Err(errno) => {
                 warn!(%errno, "changes behind the mount are no longer seen");
-                *watched.lock() = Watched { ended: true, ..Watched::default() };
+                *watched.lock() = Watched {
+                    ended: true,
+                    ..Watched::default()
+                };
                 distrust(controllers, kernel);
                 return;
             }
@@ -150,7 +174,12 @@ fn listen(inotify: &OwnedFd, watched: &Mutex<Watched>, controllers: &Controllers
             watched.lock().forget(event.wd());
             continue;
         }
-        let Some(name) = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes())) else { continue };
+        let Some(name) = event
+            .file_name()
+            .map(|name| OsStr::from_bytes(name.to_bytes()))
+        else {
+            continue;
+        };
         let dir = watched.lock().dirs.get(&event.wd()).and_then(Weak::upgrade);
         if let Some(dir) = dir.filter(|_| is_controller(name)) {
             kernel.entry_changed(dir.id, name, false);
