@@ -304,7 +304,7 @@ fn a_stale_mount_is_replaced() {
         let daemon = place.serve("run", mountpoint);
         place.signal(daemon, Signal::KILL);
         place.exit_code(daemon);
-        let stale = fs::metadata(place.path(mountpoint)).unwrap_err();
+        let stale = fs::read_dir(place.path(mountpoint)).unwrap_err();
         assert_eq!(stale.raw_os_error(), Some(libc::ENOTCONN));
         assert_done(&place.mount("run", mountpoint));
         assert_eq!(place.mounts(mountpoint), 1);

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::statfs;
+use rustix::io::Errno;
 use tracing::warn;
 
 use super::{table, unmount};
@@ -10,8 +12,8 @@ use crate::hint::Hinted;
 
 /// Whether `path` leads to a FUSE mount whose daemon is gone.
 pub fn is_stale(path: &Path) -> bool {
-    path.symlink_metadata()
-        .is_err_and(|cause| cause.raw_os_error() == Some(libc::ENOTCONN))
+    // the kernel may still remember attributes of a gone mount, but this it always asks for
+    matches!(statfs(path), Err(Errno::NOTCONN))
 }
 
 /// Takes stale mounts of ours away from `at` until something that lives comes to light.
