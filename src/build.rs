@@ -58,8 +58,6 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     thread::Builder::new()
         .name("nodbfs-tidy".to_owned())
         .spawn(move || {
-            // the claim on the source lasts as long as the mount
-            let _claimed = claimed;
             while let Some(fs) = tidied.upgrade() {
                 fs.nodb().tidy();
                 drop(fs);
@@ -68,7 +66,7 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         })
         .context("cannot start a thread")?;
     let filesystem =
-        Adapter::new(fs, config.allow_other, stacked).context("cannot start threads")?;
+        Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
     Ok(Built {
         filesystem,
         connected: Box::new(move |kernel| notices.connect(kernel)),

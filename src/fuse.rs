@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::fs::plain::{SetAttr, XattrReply};
 use crate::fs::{Entry, Fs, Open, Opened};
+use crate::mount::ClaimedSource;
 pub use notify::Notices;
 use passthrough::Passthrough;
 
@@ -48,16 +49,24 @@ pub struct Adapter {
     waiting: Option<Runtime>,
     /// POSIX ACLs count where other users than the mount's own come in.
     acl: bool,
-    /// How deep the source is stacked on other file systems.
+    /// Whether the source itself is stacked on other file systems.
     stacked: bool,
+    /// The embedded store's claim on the source; it ends before the mount says it has ended.
+    _claimed: Option<ClaimedSource>,
 }
 
 impl Adapter {
-    /// Serves `fs`. With `acl`, the kernel honours the source's ACLs.
+    /// Serves `fs` while the source is `claimed`. With `acl`, the kernel honours the source's ACLs;
+    /// `stacked` says that the source lies on an overlay.
     ///
     /// # Errors
     /// No threads could be started.
-    pub fn new(fs: Arc<Fs>, acl: bool, stacked: bool) -> io::Result<Self> {
+    pub fn new(
+        fs: Arc<Fs>,
+        acl: bool,
+        stacked: bool,
+        claimed: Option<ClaimedSource>,
+    ) -> io::Result<Self> {
         let waiting = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(WAITING)
@@ -69,6 +78,7 @@ impl Adapter {
             waiting: Some(waiting),
             acl,
             stacked,
+            _claimed: claimed,
         })
     }
 

@@ -35,6 +35,10 @@ impl Fs {
                     .is_none_or(|place| !is_controller(&place.name));
                 plain.then(|| self.open(id, flags, caller))
             }
+            Ok(Node::Staging(staging)) if self.is_expected(&staging, flags, caller) => {
+                staging.controller.arrived(&staging);
+                Some(Ok(self.writer(&staging, flags)))
+            }
             Ok(Node::Generation(_) | Node::Staging(_)) => None,
             Err(error) => Some(Err(error)),
         }
@@ -90,12 +94,8 @@ impl Fs {
 
     fn open_staging(&self, staging: &Arc<Staging>, flags: i32, caller: Caller) -> Result<Open> {
         let controller = &staging.controller;
-        let expected = controller
-            .staging_for(caller.tid)
-            .is_some_and(|own| Arc::ptr_eq(&own, staging));
-        let process = || caller::process_of(caller.tid).unwrap_or(0);
-        if (expected && writes(flags)) || (!expected && staging.tgid == process()) {
-            controller.arrived(staging);
+        // once more, by way of /proc/self/fd
+        if Some(staging.tgid) == caller::process_of(caller.tid) {
             return Ok(self.writer(staging, flags));
         }
         if caller.tid == 0 && !writes(flags) {
@@ -108,6 +108,12 @@ impl Fs {
             });
         }
         Err(self.send_back(controller, flags, caller))
+    }
+
+    /// Whether the caller was sent back to look for just this staging.
+    fn is_expected(&self, staging: &Arc<Staging>, flags: i32, caller: Caller) -> bool {
+        let own = staging.controller.staging_for(caller.tid);
+        writes(flags) && own.is_some_and(|own| Arc::ptr_eq(&own, staging))
     }
 
     fn reader(&self, payload: Arc<Payload>) -> Open {
