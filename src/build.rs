@@ -40,13 +40,14 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         Chosen::Redis(_) => None,
     };
     let root = source.try_clone().context("cannot open the source again")?;
-    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type as i64 == OVERLAYFS);
+    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
     let plain = Arc::new(Plain { inodes });
     let notices = Arc::new(Notices::default());
     let settings = Settings {
         key_root: PathBuf::from(&config.key_root),
         lock_wait: config.lock_wait,
+        max_hold: config.max_hold,
         max_payload: config.max_payload,
         cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
         state_dir: config.state_dir.clone(),

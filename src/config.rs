@@ -18,6 +18,9 @@ use crate::hint::Hinted;
 /// NoDb processes hold a lock for well under a second per dump and retry five times, 1 s apart
 /// (PROTOCOL.md 4); a writer here waits as long as they do.
 pub const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Longer than any save takes, and far below the six hours of a NoDb process's lock: a program that
+/// opens a controller for writing and hangs must not stop a run for good.
+pub const MAX_HOLD: Duration = Duration::from_secs(600);
 /// Hundreds of times the largest document seen (0.7 MB, PROTOCOL.md 1), and still far from filling
 /// a worker's memory.
 pub const MAX_PAYLOAD: u64 = 256 << 20;
@@ -39,6 +42,8 @@ pub struct Config {
     pub foreground: bool,
     /// How long a writer waits for a held lock; zero: not at all.
     pub lock_wait: Duration,
+    /// How long a writer that does not close may hold a lock.
+    pub max_hold: Duration,
     /// Largest document, in bytes.
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes; zero: none.
@@ -122,6 +127,7 @@ impl Config {
             key_root,
             redis: args.redis.or(options.redis),
             foreground,
+            max_hold: args.max_hold.or(options.max_hold).unwrap_or(MAX_HOLD),
             lock_wait: args.lock_wait.or(options.lock_wait).unwrap_or(LOCK_WAIT),
             max_payload,
             cache_size: args.cache_size.or(options.cache_size).unwrap_or(CACHE_SIZE),

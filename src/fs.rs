@@ -248,7 +248,9 @@ impl Fs {
         mut each: impl FnMut(DirEntry) -> bool,
     ) -> Result<()> {
         let dir = self.handles.get(handle)?.dir()?;
-        dir.list(offset, |entry| Ok(is_hidden(&entry.name) || each(entry)))
+        dir.list(offset, |entry| {
+            Ok(self.hides(&dir.inode, &entry.name) || each(entry))
+        })
     }
 
     /// As [`Fs::readdir`], each name looked up as well. A name that `each` refuses is forgotten.
@@ -260,7 +262,7 @@ impl Fs {
     ) -> Result<()> {
         let dir = self.handles.get(handle)?.dir()?;
         dir.list(offset, |listed| {
-            if is_hidden(&listed.name) {
+            if self.hides(&dir.inode, &listed.name) {
                 return Ok(true);
             }
             let (shown, counted) = match self.list_one(&dir.inode, &listed) {
@@ -274,6 +276,15 @@ impl Fs {
             }
             Ok(taken)
         })
+    }
+
+    /// Whether a name shows in no listing. What a crashed daemon left goes for good.
+    fn hides(&self, dir: &Arc<Inode>, name: &OsStr) -> bool {
+        let hidden = is_hidden(name);
+        if hidden {
+            self.nodb.clear_leftover(dir, name);
+        }
+        hidden
     }
 
     /// A listed name's node; `true`: the kernel will know it once more.

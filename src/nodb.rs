@@ -7,7 +7,9 @@ pub mod debts;
 pub mod document;
 pub mod generation;
 pub mod identity;
+pub mod leftovers;
 pub mod lock;
+pub mod moved;
 pub mod publish;
 pub mod read;
 pub mod rejected;
@@ -21,10 +23,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use tracing::{debug, info};
 
 use crate::error::Result;
-use crate::fs::attr::Attr;
+use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::store::Store;
@@ -32,6 +36,7 @@ use controller::Controllers;
 use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
+use moved::Moved;
 use rejected::Rejected;
 use watch::Watch;
 
@@ -42,6 +47,8 @@ pub struct Settings {
     pub key_root: PathBuf,
     /// How long a writer waits for a held lock.
     pub lock_wait: Duration,
+    /// How long a writer may hold a lock.
+    pub max_hold: Duration,
     /// Largest document, in bytes.
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes.
@@ -70,6 +77,7 @@ pub struct Nodb {
     locker: Locker,
     rejected: Rejected,
     debts: Debts,
+    moved: Moved,
 }
 
 impl Nodb {
@@ -93,6 +101,7 @@ impl Nodb {
             locker: Locker::new(store.clone(), settings.lock_wait)?,
             rejected: Rejected::new(&settings.state_dir),
             debts: Debts::new(&settings.state_dir, store.clone()),
+            moved: Moved::default(),
             store,
             settings,
         })
@@ -102,6 +111,9 @@ impl Nodb {
     pub fn tidy(&self) {
         self.controllers.sweep();
         self.watch.sweep();
+        self.controllers
+            .release_held_longer_than(self.settings.max_hold);
+        self.forget_entries(self.moved.void_keys(&self.plain.inodes));
         self.debts.pay();
     }
 
@@ -114,6 +126,34 @@ impl Nodb {
     /// As [`Nodb::may_be_remembered`], for a listing, which is no reason to begin with it.
     pub fn is_remembered(&self, dir: &Inode) -> bool {
         self.watch.covers(dir)
+    }
+
+    /// A directory is about to be renamed; to be told when it was. `None`: no directory.
+    pub fn before_move(&self, place: &Place) -> Option<(Arc<Inode>, PathBuf)> {
+        let dir = self.plain.inodes.known_at(place)?;
+        let parent = self.plain.inodes.relative_path(&place.dir).ok()?;
+        let old = self.settings.key_root.join(parent).join(&place.name);
+        dir.is_dir().then_some((dir, old))
+    }
+
+    /// A directory was renamed: what the cache knows by its old path is void.
+    pub fn after_move(&self, (dir, old): (Arc<Inode>, PathBuf)) {
+        self.moved.note(dir, old);
+    }
+
+    /// A temporary file in `dir` came in sight: it goes if its daemon is gone.
+    pub fn clear_leftover(&self, dir: &Arc<Inode>, name: &OsStr) {
+        let place = Place::new(dir, name);
+        let Ok(attr) = self.plain.stat(&place) else {
+            return;
+        };
+        let age = unix_nanos(SystemTime::now()) - attr.mtime;
+        if leftovers::is_leftover(name, age) && attr.is_file() {
+            match self.plain.unlink(&place) {
+                Ok(()) => info!(?name, "cleared what a crashed nodbfs left"),
+                Err(error) => debug!(?name, %error, "a leftover stays"),
+            }
+        }
     }
 
     /// The largest document, in bytes.

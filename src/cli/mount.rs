@@ -37,6 +37,10 @@ pub struct MountArgs {
     /// How long a writer waits for a held lock [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub lock_wait: Option<Duration>,
+
+    /// How long a writer that does not close may hold a lock; then its commit fails [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub max_hold: Option<Duration>,
     /// Largest document that is accepted [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub max_payload: Option<u64>,

@@ -63,6 +63,10 @@ impl Inode {
         self.places.lock().clone()
     }
 
+    pub fn is_dir(&self) -> bool {
+        self.ident.format == libc::S_IFDIR
+    }
+
     /// Remembers a descriptor that stays open as long as some handle does.
     pub fn opened(&self, fd: &Arc<OwnedFd>) {
         *self.open.lock() = Arc::downgrade(fd);

@@ -114,7 +114,13 @@ impl Fs {
             };
             return self.nodb.rename(&from, &to, flags, asking);
         }
-        self.plain.rename(&from, &to, flags)
+        let moved = [&from, &to].map(|place| self.nodb.before_move(place));
+        self.plain.rename(&from, &to, flags)?;
+        moved
+            .into_iter()
+            .flatten()
+            .for_each(|dir| self.nodb.after_move(dir));
+        Ok(())
     }
 
     /// `link`: the node `id` gets one more name.

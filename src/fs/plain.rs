@@ -389,11 +389,12 @@ pub fn write(fd: &OwnedFd, offset: u64, data: &[u8]) -> Result<usize> {
 
 /// `fsync`, or `fdatasync`.
 pub fn sync(fd: &OwnedFd, data_only: bool) -> Result<()> {
-    Ok(if data_only {
-        rustix::fs::fdatasync(fd)?
+    let synced = if data_only {
+        rustix::fs::fdatasync(fd)
     } else {
-        rustix::fs::fsync(fd)?
-    })
+        rustix::fs::fsync(fd)
+    };
+    Ok(synced?)
 }
 
 /// `fallocate` with the caller's mode bits.

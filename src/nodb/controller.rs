@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tracing::warn;
 
 use crate::fs::attr::{Attr, Ident};
 use crate::fs::inode::Place;
@@ -33,8 +34,16 @@ struct State {
     /// is void then.
     epoch: u64,
     retries: Vec<Retry>,
-    lease: Option<(u32, Weak<Held>)>,
+    lease: Option<Leased>,
     last_error: Option<String>,
+}
+
+/// A lease that nodbfs took for a writer.
+#[derive(Debug)]
+struct Leased {
+    tgid: u32,
+    held: Weak<Held>,
+    since: Instant,
 }
 
 /// A thread that got ESTALE from an `open` and is on its way back.
@@ -194,13 +203,28 @@ impl Controller {
     /// The lease that the process `tgid` already holds for this controller.
     pub fn lease_of(&self, tgid: u32) -> Option<Arc<Held>> {
         let state = self.state.lock();
-        let (owner, held) = state.lease.as_ref()?;
-        if *owner == tgid { held.upgrade() } else { None }
+        let leased = state.lease.as_ref().filter(|leased| leased.tgid == tgid)?;
+        leased.held.upgrade()
     }
 
     /// The process `tgid` holds a lease now.
     pub fn leased(&self, tgid: u32, held: &Arc<Held>) {
-        self.state.lock().lease = Some((tgid, Arc::downgrade(held)));
+        let held = Arc::downgrade(held);
+        self.state.lock().lease = Some(Leased {
+            tgid,
+            held,
+            since: Instant::now(),
+        });
+    }
+
+    /// The lease, if a writer has held it for longer than `limit`.
+    fn overdue(&self, limit: Duration) -> Option<Arc<Held>> {
+        let state = self.state.lock();
+        let leased = state
+            .lease
+            .as_ref()
+            .filter(|leased| leased.since.elapsed() > limit)?;
+        leased.held.upgrade()
     }
 
     /// The reason of the last refusal, in words.
@@ -251,6 +275,23 @@ impl Controllers {
             .values()
             .map(|controller| controller.place.clone())
             .collect()
+    }
+
+    /// Gives back leases of writers that never close. Their commits fail then, with ESTALE.
+    pub fn release_held_longer_than(&self, limit: Duration) {
+        let all: Vec<_> = self.known.lock().values().cloned().collect();
+        for held in all
+            .iter()
+            .filter_map(|controller| controller.overdue(limit))
+        {
+            // tried again the next time
+            if let Ok(true) = held.release(None) {
+                warn!(
+                    lock = held.name().key(),
+                    "held for too long by a writer that does not close; given back"
+                );
+            }
+        }
     }
 
     /// Forgets what nobody uses, and threads that never came back.

@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{
@@ -16,7 +15,7 @@ use crate::fs::attr::{Attr, Stamp, timespec};
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::plain::{self, SetAttr, XattrReply, list_xattrs, read_xattr, xattr_names};
-use crate::node::TEMPORARY;
+use crate::nodb::leftovers::temporary_name;
 
 /// How much later than its base a generation must be for every participant to see it: `st_mtime`
 /// as a float resolves some 0.2 µs, and cached signatures are compared to 1 µs (PROTOCOL.md 5).
@@ -39,9 +38,7 @@ pub struct Candidate {
 impl Candidate {
     /// Writes `content` to a temporary file in `dir`. A new controller is the caller's.
     pub fn write(dir: Arc<OwnedFd>, content: &[u8], mode: u32, caller: Caller) -> Result<Self> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let number = LAST.fetch_add(1, Ordering::Relaxed);
-        let name = OsString::from(format!("{TEMPORARY}{}-{number}.tmp", std::process::id()));
+        let name = OsString::from(temporary_name());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = {
             let _as_caller = caller.assume();

@@ -92,7 +92,7 @@ impl Watch {
             return true;
         }
         let Ok(fd) = inodes.fd(dir) else { return false };
-        if !fstatfs(&*fd).is_ok_and(|fs| LOCAL.contains(&(fs.f_type as i64))) {
+        if !fstatfs(&*fd).is_ok_and(|fs| LOCAL.contains(&fs.f_type)) {
             return false;
         }
         let mut watched = self.watched.lock();
