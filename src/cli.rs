@@ -40,7 +40,7 @@ where
     B: FnOnce(&Config, Source) -> anyhow::Result<Built<F>>,
 {
     let result = match Cli::parse().command {
-        Command::Mount(args) => mount::run(args, build),
+        Command::Mount(args) => mount::run(*args, build),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
