@@ -48,6 +48,7 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         key_root: PathBuf::from(&config.key_root),
         lock_wait: config.lock_wait,
         max_hold: config.max_hold,
+        lease_ttl: config.lease_ttl,
         max_payload: config.max_payload,
         cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
         state_dir: config.state_dir.clone(),

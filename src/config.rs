@@ -18,6 +18,9 @@ use crate::hint::Hinted;
 /// NoDb processes hold a lock for well under a second per dump and retry five times, 1 s apart
 /// (PROTOCOL.md 4); a writer here waits as long as they do.
 pub const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// A crash blocks a run for a minute, not for the six hours of a NoDb process's lock; renewed every
+/// 20 s, two renewals may fail before it is lost.
+pub const LEASE_TTL: Duration = Duration::from_secs(60);
 /// Longer than any save takes, and far below the six hours of a NoDb process's lock: a program that
 /// opens a controller for writing and hangs must not stop a run for good.
 pub const MAX_HOLD: Duration = Duration::from_secs(600);
@@ -44,6 +47,8 @@ pub struct Config {
     pub lock_wait: Duration,
     /// How long a writer that does not close may hold a lock.
     pub max_hold: Duration,
+    /// How long a lock lasts that is not renewed.
+    pub lease_ttl: Duration,
     /// Largest document, in bytes.
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes; zero: none.
@@ -127,6 +132,7 @@ impl Config {
             key_root,
             redis: args.redis.or(options.redis),
             foreground,
+            lease_ttl: args.lease_ttl.or(options.lease_ttl).unwrap_or(LEASE_TTL),
             max_hold: args.max_hold.or(options.max_hold).unwrap_or(MAX_HOLD),
             lock_wait: args.lock_wait.or(options.lock_wait).unwrap_or(LOCK_WAIT),
             max_payload,

@@ -4,6 +4,7 @@
 mod convert;
 mod notify;
 mod passthrough;
+mod reply;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,17 +14,16 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Runtime;
 
-use crate::error::{Error, Result};
+use crate::fs::Fs;
 use crate::fs::credentials::Caller;
-use crate::fs::plain::{SetAttr, XattrReply};
-use crate::fs::{Entry, Fs, Open, Opened};
+use crate::fs::plain::SetAttr;
 use crate::mount::ClaimedSource;
 pub use notify::Notices;
 use passthrough::Passthrough;
@@ -36,9 +36,6 @@ const WAITING: usize = 256;
 
 /// How long a mount's end waits for operations that are under way.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// A generation number is never needed: no node number is used twice for different things.
-const GENERATION: Generation = Generation(0);
 
 /// The file system as `fuser` sees it.
 #[derive(Debug)]
@@ -102,79 +99,6 @@ fn caller(request: &Request) -> Caller {
     }
 }
 
-/// The errno the program sees.
-fn errno(error: &Error) -> FuseErrno {
-    FuseErrno::from_i32(error.errno().raw_os_error())
-}
-
-/// Replies to an operation that answers with an entry.
-fn reply_entry(reply: ReplyEntry, answer: Result<Entry>) {
-    match answer {
-        Ok(entry) => {
-            let attr = convert::attr(entry.id, &entry.attr);
-            reply.entry_with_ttls(&entry.attr_ttl, &entry.entry_ttl, &attr, GENERATION);
-        }
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// Replies to an operation that answers with nothing.
-fn reply_empty(reply: ReplyEmpty, answer: Result<()>) {
-    match answer {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn reply_write(reply: ReplyWrite, answer: Result<usize>) {
-    match answer {
-        Ok(written) => reply.written(written as u32),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, answer: Result<XattrReply>) {
-    match answer {
-        Ok(XattrReply::Size(size)) => reply.size(size as u32),
-        Ok(XattrReply::Data(data)) => reply.data(&data),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn reply_open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result<Open>) {
-    let open = match answer {
-        Ok(open) => open,
-        Err(error) => return reply.error(errno(&error)),
-    };
-    let handle = FileHandle(open.handle);
-    let backing = match &open.opened {
-        Opened::Plain { fd, .. } => passthrough.attach(id, open.handle, || reply.open_backing(fd)),
-        _ => None,
-    };
-    match backing {
-        Some(backing) => reply.opened_passthrough(handle, flags_of(&open.opened), &backing),
-        None => reply.opened(handle, flags_of(&open.opened)),
-    }
-}
-
-/// How the kernel is to treat what was opened (measured: every request saved counts).
-fn flags_of(opened: &Opened) -> FopenFlags {
-    match opened {
-        Opened::Plain {
-            read_only: true, ..
-        } => FopenFlags::FOPEN_NOFLUSH,
-        Opened::Plain {
-            read_only: false, ..
-        } => FopenFlags::empty(),
-        Opened::Generation => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-        Opened::Direct => FopenFlags::FOPEN_DIRECT_IO,
-        Opened::Directory { keep: true } => {
-            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
-        }
-        Opened::Directory { keep: false } => FopenFlags::FOPEN_CACHE_DIR,
-    }
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
@@ -223,10 +147,10 @@ impl Filesystem for Adapter {
         if self.fs.lookup_may_wait(parent.0, name, caller) {
             let name = name.to_owned();
             return self.run(true, move |fs| {
-                reply_entry(reply, fs.lookup(parent.0, &name, caller))
+                reply::entry(reply, fs.lookup(parent.0, &name, caller))
             });
         }
-        reply_entry(reply, self.fs.lookup(parent.0, name, caller));
+        reply::entry(reply, self.fs.lookup(parent.0, name, caller));
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -234,7 +158,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        reply_attr(reply, self.fs.getattr(ino.0));
+        reply::attr(reply, self.fs.getattr(ino.0));
     }
 
     fn setattr(
@@ -267,14 +191,14 @@ impl Filesystem for Adapter {
         };
         let (handle, caller) = (fh.map(|fh| fh.0), caller(request));
         self.run(self.fs.setattr_may_wait(ino.0), move |fs| {
-            reply_attr(reply, fs.setattr(ino.0, handle, &set, caller));
+            reply::attr(reply, fs.setattr(ino.0, handle, &set, caller));
         });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
         match self.fs.readlink(ino.0) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(reply::errno(&error)),
         }
     }
 
@@ -289,7 +213,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let rdev = convert::device(rdev);
-        reply_entry(
+        reply::entry(
             reply,
             self.fs
                 .mknod(parent.0, name, mode, umask, rdev, caller(request)),
@@ -305,7 +229,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        reply_entry(
+        reply::entry(
             reply,
             self.fs.mkdir(parent.0, name, mode, umask, caller(request)),
         );
@@ -314,12 +238,12 @@ impl Filesystem for Adapter {
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (name, caller) = (name.to_owned(), caller(request));
         self.run(crate::node::is_controller(&name), move |fs| {
-            reply_empty(reply, fs.unlink(parent.0, &name, caller));
+            reply::empty(reply, fs.unlink(parent.0, &name, caller));
         });
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.rmdir(parent.0, name));
+        reply::empty(reply, self.fs.rmdir(parent.0, name));
     }
 
     fn symlink(
@@ -332,7 +256,7 @@ impl Filesystem for Adapter {
     ) {
         let (name, target, caller): (OsString, PathBuf, _) =
             (link_name.into(), target.into(), caller(request));
-        reply_entry(reply, self.fs.symlink(parent.0, &name, &target, caller));
+        reply::entry(reply, self.fs.symlink(parent.0, &name, &target, caller));
     }
 
     fn rename(
@@ -349,7 +273,7 @@ impl Filesystem for Adapter {
         let (name, newname, caller) = (name.to_owned(), newname.to_owned(), caller(request));
         let may_wait = crate::node::is_controller(&name) || crate::node::is_controller(&newname);
         self.run(may_wait, move |fs| {
-            reply_empty(
+            reply::empty(
                 reply,
                 fs.rename((parent.0, &name), (newparent.0, &newname), flags, caller),
             );
@@ -366,18 +290,18 @@ impl Filesystem for Adapter {
     ) {
         let (name, caller) = (newname.to_owned(), caller(request));
         self.run(crate::node::is_controller(&name), move |fs| {
-            reply_entry(reply, fs.link(ino.0, newparent.0, &name, caller));
+            reply::entry(reply, fs.link(ino.0, newparent.0, &name, caller));
         });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = caller(request);
         if let Some(answer) = self.fs.open_at_once(ino.0, flags.0, caller) {
-            return reply_open(reply, &self.passthrough, ino.0, answer);
+            return reply::open(reply, &self.passthrough, ino.0, answer);
         }
         let passthrough = self.passthrough.clone();
         self.run(true, move |fs| {
-            reply_open(reply, &passthrough, ino.0, fs.open(ino.0, flags.0, caller))
+            reply::open(reply, &passthrough, ino.0, fs.open(ino.0, flags.0, caller))
         });
     }
 
@@ -394,7 +318,7 @@ impl Filesystem for Adapter {
     ) {
         match self.fs.read(fh.0, offset, size as usize) {
             Ok(data) => reply.data(&data),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(reply::errno(&error)),
         }
     }
 
@@ -411,7 +335,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        reply_write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
+        reply::write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
     }
 
     fn flush(
@@ -424,7 +348,7 @@ impl Filesystem for Adapter {
     ) {
         let caller = caller(request);
         self.run(self.fs.close_may_wait(fh.0), move |fs| {
-            reply_empty(reply, fs.flush(fh.0, caller))
+            reply::empty(reply, fs.flush(fh.0, caller))
         });
     }
 
@@ -455,12 +379,12 @@ impl Filesystem for Adapter {
     ) {
         let caller = caller(request);
         self.run(true, move |fs| {
-            reply_empty(reply, fs.fsync(fh.0, datasync, caller))
+            reply::empty(reply, fs.fsync(fh.0, datasync, caller))
         });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply_open(reply, &self.passthrough, ino.0, self.fs.opendir(ino.0));
+        reply::open(reply, &self.passthrough, ino.0, self.fs.opendir(ino.0));
     }
 
     fn readdir(
@@ -477,7 +401,7 @@ impl Filesystem for Adapter {
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(reply::errno(&error)),
         }
     }
 
@@ -498,12 +422,12 @@ impl Filesystem for Adapter {
                 &listed.name,
                 &ttl,
                 &attr,
-                GENERATION,
+                reply::GENERATION,
             )
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(reply::errno(&error)),
         }
     }
 
@@ -529,7 +453,7 @@ impl Filesystem for Adapter {
     ) {
         let caller = caller(request);
         self.run(true, move |fs| {
-            reply_empty(reply, fs.fsync(fh.0, datasync, caller))
+            reply::empty(reply, fs.fsync(fh.0, datasync, caller))
         });
     }
 
@@ -545,7 +469,7 @@ impl Filesystem for Adapter {
                 stat.f_namemax as u32,
                 stat.f_frsize as u32,
             ),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(reply::errno(&error)),
         }
     }
 
@@ -559,7 +483,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
+        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
     }
 
     fn getxattr(
@@ -572,16 +496,16 @@ impl Filesystem for Adapter {
     ) {
         let name = name.to_owned();
         self.run(self.fs.getxattr_may_wait(ino.0, &name), move |fs| {
-            reply_xattr(reply, fs.getxattr(ino.0, &name, size as usize));
+            reply::xattr(reply, fs.getxattr(ino.0, &name, size as usize));
         });
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, self.fs.listxattr(ino.0, size as usize));
+        reply::xattr(reply, self.fs.listxattr(ino.0, size as usize));
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.removexattr(ino.0, name));
+        reply::empty(reply, self.fs.removexattr(ino.0, name));
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -602,7 +526,7 @@ impl Filesystem for Adapter {
         let (name, caller, passthrough) =
             (name.to_owned(), caller(request), self.passthrough.clone());
         self.run(crate::node::is_controller(&name), move |fs| {
-            reply_create(
+            reply::create(
                 reply,
                 &passthrough,
                 fs.create(parent.0, &name, mode, umask, flags, caller),
@@ -658,7 +582,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.fs.fallocate(fh.0, offset, length, mode));
+        reply::empty(reply, self.fs.fallocate(fh.0, offset, length, mode));
     }
 
     fn lseek(
@@ -672,7 +596,7 @@ impl Filesystem for Adapter {
     ) {
         match self.fs.lseek(fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset as i64),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(reply::errno(&error)),
         }
     }
 
@@ -692,39 +616,10 @@ impl Filesystem for Adapter {
         // the reply holds no more than 32 bits
         let length = len.min(u64::from(u32::MAX >> 1)) as usize;
         self.run(true, move |fs| {
-            reply_write(
+            reply::write(
                 reply,
                 fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length),
             );
         });
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, answer: Result<(crate::fs::attr::Attr, Duration)>) {
-    match answer {
-        Ok((attr, ttl)) => reply.attr(&ttl, &convert::attr(attr.ident.ino, &attr)),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn reply_create(reply: ReplyCreate, passthrough: &Passthrough, answer: Result<(Entry, Open)>) {
-    let (entry, open) = match answer {
-        Ok(made) => made,
-        Err(error) => return reply.error(errno(&error)),
-    };
-    let attr = convert::attr(entry.id, &entry.attr);
-    let (ttl, handle) = (entry.entry_ttl.min(entry.attr_ttl), FileHandle(open.handle));
-    let backing = match &open.opened {
-        Opened::Plain { fd, .. } => {
-            passthrough.attach(entry.id, open.handle, || reply.open_backing(fd))
-        }
-        _ => None,
-    };
-    let flags = flags_of(&open.opened);
-    match backing {
-        Some(backing) => {
-            reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, &backing)
-        }
-        None => reply.created(&ttl, &attr, GENERATION, handle, flags),
     }
 }

@@ -1,5 +1,6 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
+pub mod attributes;
 pub mod caller;
 pub mod commit;
 pub mod controller;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub key_root: PathBuf,
     /// How long a writer waits for a held lock.
     pub lock_wait: Duration,
+    /// How long a lock lasts that is not renewed.
+    pub lease_ttl: Duration,
     /// How long a writer may hold a lock.
     pub max_hold: Duration,
     /// Largest document, in bytes.
@@ -98,7 +101,7 @@ impl Nodb {
             kernel,
             controllers,
             payloads: Payloads::new(settings.cache_size),
-            locker: Locker::new(store.clone(), settings.lock_wait)?,
+            locker: Locker::new(store.clone(), settings.lock_wait, settings.lease_ttl)?,
             rejected: Rejected::new(&settings.state_dir),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),

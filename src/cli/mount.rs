@@ -38,6 +38,9 @@ pub struct MountArgs {
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub lock_wait: Option<Duration>,
 
+    /// How long a lock lasts that is not renewed; a crash blocks a run for this long [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub lease_ttl: Option<Duration>,
     /// How long a writer that does not close may hold a lock; then its commit fails [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub max_hold: Option<Duration>,

@@ -14,9 +14,6 @@ use crate::nodb::controller::Controller;
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{Acquired, Committed, Holder, LockName, Store};
 
-/// How long a lease lasts if nobody renews it: a crash blocks a run for a minute, not for hours.
-const TTL: Duration = Duration::from_secs(60);
-
 /// How long a lease must be ours for sure when a publication begins. Longer than any publication
 /// on a healthy disk; the publication is fenced for the others.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -55,6 +52,7 @@ pub struct Locker {
     /// `<hostname>:<pid>` of the daemon.
     owner: String,
     wait: Duration,
+    ttl: Duration,
 }
 
 impl fmt::Debug for Locker {
@@ -67,13 +65,14 @@ impl fmt::Debug for Locker {
 }
 
 impl Locker {
-    /// `wait` is `--lock-wait`.
-    pub fn new(store: Arc<dyn Store>, wait: Duration) -> io::Result<Self> {
+    /// `wait` is `--lock-wait`, `ttl` is `--lease-ttl`.
+    pub fn new(store: Arc<dyn Store>, wait: Duration, ttl: Duration) -> io::Result<Self> {
         Ok(Self {
             keeper: Keeper::start()?,
             store,
             owner: caller::own_owner(),
             wait,
+            ttl,
         })
     }
 
@@ -102,7 +101,7 @@ impl Locker {
         {
             return Ok(Lease::Own(held));
         }
-        let lease = match self.store.acquire(name, &self.owner, TTL)? {
+        let lease = match self.store.acquire(name, &self.owner, self.ttl)? {
             Acquired::Held(lease) => lease,
             Acquired::Busy(holder) => {
                 if let Some(lease) = self.adopt(name, &holder, asking) {
@@ -144,7 +143,14 @@ impl Locker {
             self.wait
         };
         let interrupted = || caller::is_interrupted(asking.caller.tid);
-        match acquire_waiting(&*self.store, name, &self.owner, TTL, wait, &interrupted) {
+        match acquire_waiting(
+            &*self.store,
+            name,
+            &self.owner,
+            self.ttl,
+            wait,
+            &interrupted,
+        ) {
             Err(Error::Locked { key, holder }) if asking.nonblocking => {
                 Err(Error::WouldBlock { key, holder })
             }
@@ -158,7 +164,9 @@ impl Locker {
     pub fn check(&self, leases: &Leases) -> Result<()> {
         for (name, lease) in &leases.held {
             match lease {
-                Lease::Own(held) => held.check(MARGIN).map_err(Error::LeaseLost)?,
+                Lease::Own(held) => held
+                    .check(MARGIN.min(self.ttl / 4))
+                    .map_err(Error::LeaseLost)?,
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {

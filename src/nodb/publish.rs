@@ -282,6 +282,6 @@ pub fn sync_dir(dir: &OwnedFd) -> std::result::Result<(), Errno> {
 }
 
 /// What file systems without `RENAME_EXCHANGE` or `RENAME_NOREPLACE` answer.
-fn is_unsupported(errno: Errno) -> bool {
+pub fn is_unsupported(errno: Errno) -> bool {
     matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
 }

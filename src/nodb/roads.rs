@@ -16,10 +16,10 @@ use crate::nodb::Nodb;
 use crate::nodb::commit::{Job, lock_of};
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
-use crate::nodb::generation::Payload;
 use crate::nodb::identity::Identity;
+use crate::nodb::leftovers::temporary_name;
 use crate::nodb::lock::{Asking, Leases};
-use crate::nodb::seal::Seal;
+use crate::nodb::publish::is_unsupported;
 use crate::nodb::staging::{Snapshot, Staging, newborn};
 use crate::node::is_controller;
 
@@ -146,9 +146,7 @@ impl Nodb {
         let covered = names.iter().try_for_each(|(name, controller)| {
             self.locker.cover(&mut leases, controller, name, asking)
         });
-        let changed = covered
-            .and_then(|()| self.locker.check(&leases))
-            .and_then(|()| change(&mut leases));
+        let changed = covered.and_then(|()| change(&mut leases));
         if let (Err(error), Some(controller)) = (&changed, controllers.last()) {
             self.refused(controller, error);
         }
@@ -162,8 +160,10 @@ impl Nodb {
         if !self.plain.stat(place)?.is_file() {
             return self.plain.unlink(place);
         }
-        self.locked(&[controller], asking, |_| {
-            self.plain.unlink(place)?;
+        self.locked(&[controller], asking, |leases| {
+            let away = Place::new(&place.dir, OsStr::new(&temporary_name()));
+            self.rename_fenced(leases, place, &away, RenameFlags::NOREPLACE)?;
+            self.plain.unlink(&away)?;
             self.vanished(controller)
         })?;
         info!(controller = %place.name.to_string_lossy(), "unlinked");
@@ -204,12 +204,13 @@ impl Nodb {
             return self.exchange(from, to, asking);
         }
         if is_controller(&to.name) && source.is_file() {
-            return self.arrive(from, to, target, asking);
+            let replaces = !flags.contains(RenameFlags::NOREPLACE);
+            return self.arrive(from, to, replaces, asking);
         }
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
-        self.locked(&concerned, asking, |_| {
-            self.plain.rename(from, to, flags)?;
+        self.locked(&concerned, asking, |leases| {
+            self.rename_fenced(leases, from, to, flags)?;
             self.departed(from);
             concerned
                 .iter()
@@ -220,6 +221,41 @@ impl Nodb {
             .for_each(|controller| self.notify(&controller.place, true));
         self.notify(to, true);
         Ok(())
+    }
+
+    /// Renames exactly the files that are there while the leases are sure: as with a publication,
+    /// a daemon that was stopped in between takes back what it should not have moved.
+    fn rename_fenced(
+        &self,
+        leases: &Leases,
+        from: &Place,
+        to: &Place,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let look = |place| self.plain.stat(place).ok().map(|attr| attr.stamp());
+        let before = [look(from), look(to)];
+        self.locker.check(leases)?;
+        let how = match before[1] {
+            Some(_) => RenameFlags::EXCHANGE,
+            None => RenameFlags::NOREPLACE,
+        };
+        match self.plain.rename(from, to, how) {
+            Ok(()) => {}
+            Err(Error::Source(errno)) if is_unsupported(errno) => {
+                return self.plain.rename(from, to, flags);
+            }
+            Err(error) => return Err(error),
+        }
+        if [look(to), look(from)] != before {
+            self.plain.rename(to, from, how)?;
+            return Err(Error::StaleBase);
+        }
+        let replaced = before[1].is_some() && !flags.contains(RenameFlags::EXCHANGE);
+        if replaced {
+            self.plain.unlink(from)
+        } else {
+            Ok(())
+        }
     }
 
     /// The controllers among the names.
@@ -242,14 +278,18 @@ impl Nodb {
     }
 
     /// A regular file takes a controller's name: `mv t x.nodb`, `sed -i`, `rsync`, a NoDb dump.
-    fn arrive(&self, from: &Place, to: &Place, target: Option<Attr>, asking: Asking) -> Result<()> {
+    fn arrive(&self, from: &Place, to: &Place, replaces: bool, asking: Asking) -> Result<()> {
         let content = Arc::new(self.read_whole(from)?);
         let concerned = self.concerned([from, to]);
         let controller = self.controllers.at(to);
         let moving = self.plain.inodes.known_at(from);
         let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
             // under the lock: what the target is now is what is replaced
-            let base = target.and_then(|_| self.plain.stat(to).ok());
+            let base = if replaces {
+                self.plain.stat(to).ok()
+            } else {
+                None
+            };
             let snapshot = Snapshot {
                 base,
                 content: content.clone(),
@@ -295,8 +335,8 @@ impl Nodb {
             self.plain.inodes.known_at(from),
             self.plain.inodes.known_at(to),
         ];
-        self.locked(&concerned, asking, |_| {
-            self.plain.rename(from, to, RenameFlags::EXCHANGE)?;
+        self.locked(&concerned, asking, |leases| {
+            self.rename_fenced(leases, from, to, RenameFlags::EXCHANGE)?;
             self.departed(from);
             self.departed(to);
             concerned
@@ -375,69 +415,6 @@ impl Nodb {
         Ok(())
     }
 
-    /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
-    /// changes, entry and seal follow it (PROTOCOL.md 5).
-    pub fn set_attributes(
-        &self,
-        controller: &Controller,
-        set: &SetAttr,
-        asking: Asking,
-    ) -> Result<Attr> {
-        let fd = self.lower(&controller.place)?;
-        let before = Attr::of_fd(&fd)?;
-        plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
-        let attr = Attr::of_fd(&fd)?;
-        if let Some(current) = controller
-            .current()
-            .filter(|current| current.stamp() == before.stamp())
-        {
-            current.refresh(attr);
-        }
-        if attr.stamp() != before.stamp() {
-            self.follow(controller, &before, &attr)?;
-        }
-        Ok(attr)
-    }
-
-    /// The same bytes under another signature.
-    fn follow(&self, controller: &Controller, before: &Attr, attr: &Attr) -> Result<()> {
-        let payload = self.payloads.get(before);
-        let known = payload.as_deref().and_then(|payload| match payload {
-            Payload::Bytes(bytes) => Some((bytes, Document::parse(bytes).ok()?)),
-            Payload::File(_) => None,
-        });
-        if let Some((bytes, document)) = &known {
-            self.payloads
-                .put(attr, &Arc::new(Payload::Bytes((*bytes).clone())));
-            if let Some(patched) = document.patch(bytes, attr.signature()) {
-                let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
-                let key = self.cache_key(&controller.place)?;
-                if self.store.put(&key, &patched.text, &seal).is_ok()
-                    && self.is_still(controller, attr)
-                {
-                    return Ok(());
-                }
-            }
-        }
-        let mut keys = self.aliases(&controller.place);
-        keys.push(self.cache_key(&controller.place)?);
-        self.forget_entries(keys);
-        Ok(())
-    }
-
-    fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
-        self.plain
-            .stat(&controller.place)
-            .is_ok_and(|now| now.stamp() == attr.stamp())
-    }
-
-    /// An `O_PATH` descriptor of the controller's file.
-    pub fn lower(&self, place: &Place) -> Result<OwnedFd> {
-        let dir = self.plain.inodes.fd(&place.dir)?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(&*dir, &place.name, flags, Mode::empty())?)
-    }
-
     /// `mknod` of a regular file under a controller's name would be an empty document.
     pub fn refuse_empty(&self, place: &Place) -> Error {
         let error = Document::parse(b"").map_or_else(Error::from, |_| Error::Source(Errno::INVAL));
@@ -456,27 +433,5 @@ impl Nodb {
             return Err(Error::TooLarge { size, max });
         }
         plain::read(fd, 0, size as usize)
-    }
-
-    /// One of the `user.nodbfs.*` attributes: by name only, never listed.
-    pub fn attribute(&self, controller: &Controller, name: &OsStr) -> Result<Vec<u8>> {
-        let name = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("user.nodbfs."))
-            .ok_or(Errno::NODATA)?;
-        let value = match name {
-            "runid" => self.identity_now(controller)?.runid,
-            "relpath" => self.identity_now(controller)?.relpath,
-            "key" => self.cache_key(&controller.place)?,
-            "holder" => {
-                let holder = self
-                    .locker
-                    .holder(&lock_of(&self.identity_now(controller)?))?;
-                holder.ok_or(Errno::NODATA)?.to_string()
-            }
-            "last_error" => controller.last_error().ok_or(Errno::NODATA)?,
-            _ => return Err(Errno::NODATA.into()),
-        };
-        Ok(value.into_bytes())
     }
 }

@@ -1,0 +1,107 @@
+//! What is known of a controller beside its bytes: the lower file's attributes, which can be
+//! changed without another generation, and nodbfs's own.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, openat};
+
+use crate::error::{Errno, Result};
+use crate::fs::attr::Attr;
+use crate::fs::inode::Place;
+use crate::fs::plain::{self, SetAttr};
+use crate::nodb::Nodb;
+use crate::nodb::commit::lock_of;
+use crate::nodb::controller::Controller;
+use crate::nodb::document::Document;
+use crate::nodb::generation::Payload;
+use crate::nodb::lock::Asking;
+use crate::nodb::seal::Seal;
+
+impl Nodb {
+    /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
+    /// changes, entry and seal follow it (PROTOCOL.md 5).
+    pub fn set_attributes(
+        &self,
+        controller: &Controller,
+        set: &SetAttr,
+        asking: Asking,
+    ) -> Result<Attr> {
+        let fd = self.lower(&controller.place)?;
+        let before = Attr::of_fd(&fd)?;
+        plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
+        let attr = Attr::of_fd(&fd)?;
+        if let Some(current) = controller
+            .current()
+            .filter(|current| current.stamp() == before.stamp())
+        {
+            current.refresh(attr);
+        }
+        if attr.stamp() != before.stamp() {
+            self.follow(controller, &before, &attr)?;
+        }
+        Ok(attr)
+    }
+
+    /// The same bytes under another signature.
+    fn follow(&self, controller: &Controller, before: &Attr, attr: &Attr) -> Result<()> {
+        let payload = self.payloads.get(before);
+        let known = payload.as_deref().and_then(|payload| match payload {
+            Payload::Bytes(bytes) => Some((bytes, Document::parse(bytes).ok()?)),
+            Payload::File(_) => None,
+        });
+        if let Some((bytes, document)) = &known {
+            self.payloads
+                .put(attr, &Arc::new(Payload::Bytes((*bytes).clone())));
+            if let Some(patched) = document.patch(bytes, attr.signature()) {
+                let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
+                let key = self.cache_key(&controller.place)?;
+                if self.store.put(&key, &patched.text, &seal).is_ok()
+                    && self.is_still(controller, attr)
+                {
+                    return Ok(());
+                }
+            }
+        }
+        let mut keys = self.aliases(&controller.place);
+        keys.push(self.cache_key(&controller.place)?);
+        self.forget_entries(keys);
+        Ok(())
+    }
+
+    fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
+        self.plain
+            .stat(&controller.place)
+            .is_ok_and(|now| now.stamp() == attr.stamp())
+    }
+
+    /// An `O_PATH` descriptor of the controller's file.
+    pub fn lower(&self, place: &Place) -> Result<OwnedFd> {
+        let dir = self.plain.inodes.fd(&place.dir)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&*dir, &place.name, flags, Mode::empty())?)
+    }
+
+    /// One of the `user.nodbfs.*` attributes: by name only, never listed.
+    pub fn attribute(&self, controller: &Controller, name: &OsStr) -> Result<Vec<u8>> {
+        let name = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("user.nodbfs."))
+            .ok_or(Errno::NODATA)?;
+        let value = match name {
+            "runid" => self.identity_now(controller)?.runid,
+            "relpath" => self.identity_now(controller)?.relpath,
+            "key" => self.cache_key(&controller.place)?,
+            "holder" => {
+                let holder = self
+                    .locker
+                    .holder(&lock_of(&self.identity_now(controller)?))?;
+                holder.ok_or(Errno::NODATA)?.to_string()
+            }
+            "last_error" => controller.last_error().ok_or(Errno::NODATA)?,
+            _ => return Err(Errno::NODATA.into()),
+        };
+        Ok(value.into_bytes())
+    }
+}
