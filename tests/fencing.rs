@@ -1,0 +1,135 @@
+//! A daemon that is stopped for longer than its lease, at whatever instruction, does not overwrite
+//! what others committed meanwhile (promises 5 and 6). Two daemons on one source and one Redis, as
+//! on two hosts, take turns at being stopped while programs go on adding marks through both.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use common::mount::Mount;
+use common::redis::RedisServer;
+use rustix::process::Signal;
+
+/// Programs at each mount.
+const WRITERS: usize = 3;
+/// Marks that each program must have had acknowledged in the end.
+const MARKS: usize = 25;
+/// How often the daemons are stopped at least.
+const STOPS: usize = 12;
+
+/// Adds `mark` to the list in `path` as any program would: read, change, write, `fsync`, close.
+/// `Ok`: the mount said that it is on stable storage.
+fn add(path: &Path, mark: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let mut marks: Vec<String> = serde_json::from_str(&text).expect("a whole document");
+    marks.push(mark.to_owned());
+    let text = serde_json::to_string(&marks).expect("strings are JSON");
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()
+}
+
+/// As `add`, by way of a new file and a rename.
+fn add_by_rename(path: &Path, mark: &str) -> io::Result<()> {
+    // the rename of a file that somebody else may have read too cannot know what it was made from,
+    // so the program holds the document open for writing, and with it the lock
+    let held = OpenOptions::new().read(true).write(true).open(path)?;
+    let text = io::read_to_string(&held)?;
+    let mut marks: Vec<String> = serde_json::from_str(&text).expect("a whole document");
+    marks.push(mark.to_owned());
+    let draft = path.with_file_name(format!("draft-{mark}"));
+    std::fs::write(
+        &draft,
+        serde_json::to_string(&marks).expect("strings are JSON"),
+    )?;
+    std::fs::rename(&draft, path)
+}
+
+#[test]
+fn no_acknowledged_mark_is_lost_to_stopped_daemons() {
+    let redis = RedisServer::start();
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("marks.nodb"), "[]").unwrap();
+    let lease = ["--lease-ttl", "200ms", "--lock-wait", "20s"];
+    let mount = || Mount::builder(&run).redis(&redis.url()).args(lease).start();
+    let mounts = [mount(), mount()];
+
+    let working = AtomicBool::new(true);
+    let acknowledged = thread::scope(|scope| {
+        let chaos = scope.spawn(|| {
+            let mut stops = 0;
+            while working.load(Relaxed) || stops < STOPS {
+                let victim = &mounts[stops % 2];
+                victim.signal(Signal::STOP);
+                // longer than the lease
+                thread::sleep(Duration::from_millis(300));
+                victim.signal(Signal::CONT);
+                thread::sleep(Duration::from_millis(50 + (stops as u64 * 37) % 90));
+                stops += 1;
+            }
+        });
+        let mut writers = Vec::new();
+        for (number, mount) in mounts.iter().enumerate() {
+            for writer in 0..WRITERS {
+                let path = mount.path().join("marks.nodb");
+                writers.push(scope.spawn(move || {
+                    let mut kept = Vec::new();
+                    let mut tries = 0;
+                    while kept.len() < MARKS {
+                        tries += 1;
+                        assert!(tries < 4000, "no progress: {} marks", kept.len());
+                        let mark = format!("{number}-{writer}-{tries}");
+                        let by_rename = writer == 0 && tries % 2 == 0;
+                        let added = if by_rename {
+                            add_by_rename(&path, &mark)
+                        } else {
+                            add(&path, &mark)
+                        };
+                        match added.map_err(|error| error.raw_os_error()) {
+                            Ok(()) => kept.push(mark),
+                            // whoever is refused tries again, as NoDb processes do
+                            Err(Some(libc::EBUSY | libc::ESTALE | libc::ENOLCK | libc::EAGAIN)) => {
+                                thread::sleep(Duration::from_millis(5));
+                            }
+                            Err(errno) => panic!("errno {errno:?}"),
+                        }
+                    }
+                    kept
+                }));
+            }
+        }
+        let kept: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        working.store(false, Relaxed);
+        chaos.join().unwrap();
+        kept.into_iter()
+            .flat_map(|kept| kept.unwrap())
+            .collect::<BTreeSet<_>>()
+    });
+
+    let text = std::fs::read(run.join("marks.nodb")).unwrap();
+    let marks: BTreeSet<String> = serde_json::from_slice(&text).unwrap();
+    let lost: Vec<_> = acknowledged.difference(&marks).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {} lost: {lost:?}",
+        lost.len(),
+        acknowledged.len()
+    );
+    for mount in &mounts {
+        assert_eq!(
+            std::fs::read(mount.path().join("marks.nodb")).unwrap(),
+            text
+        );
+    }
+}
