@@ -1,10 +1,15 @@
 //! The command line as one types it: help, defaults, errors with their hints and exit codes.
 //! Nothing is mounted here.
 
+mod common {
+    pub mod redis;
+}
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use assert_cmd::Command;
+use common::redis::RedisServer;
 use tempfile::{TempDir, tempdir};
 
 fn nodbfs(args: &[&str]) -> (i32, String, String) {
@@ -258,4 +263,41 @@ fn the_mount_helper_speaks_mount_8() {
         helped(&["/runs", "/mnt", "-N", "/proc/1/ns/mnt"]).0,
         Some(2)
     );
+}
+
+#[test]
+fn a_redis_that_cannot_be_used_is_named_with_its_cure() {
+    let place = Place::new();
+    let server = RedisServer::with_password("s3cret");
+    let gone = {
+        let stopped = RedisServer::start();
+        stopped.url()
+    };
+    for (url, words, cure) in [
+        (
+            gone.as_str(),
+            "cannot use Redis at",
+            "is redis-server running there",
+        ),
+        (&server.bare_url(), "NOAUTH", "check the password"),
+        (
+            &server.bare_url().replace("//", "//:wr0ng@"),
+            "WRONGPASS",
+            "check the password",
+        ),
+        (
+            "http://example",
+            "the Redis settings make no sense",
+            "redis://host:6379",
+        ),
+    ] {
+        let (code, stderr) = place.refused("run", "mnt", &["--redis", url]);
+        assert_ne!(code, 0);
+        assert!(stderr.contains(words), "{url}: {stderr}");
+        assert!(stderr.contains(cure), "{url}: {stderr}");
+        assert!(
+            !stderr.contains("s3cret") && !stderr.contains("wr0ng"),
+            "{stderr}"
+        );
+    }
 }
