@@ -70,7 +70,8 @@ impl Nodb {
         Ok(())
     }
 
-    fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
+    /// Whether the name still leads to the generation that `attr` describes.
+    pub fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
         self.plain
             .stat(&controller.place)
             .is_ok_and(|now| now.stamp() == attr.stamp())

@@ -180,19 +180,21 @@ impl Nodb {
     fn verify(&self, job: &Job<'_>, published: Published) -> Result<Attr> {
         let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
             let attr = Attr::of_fd(&fd)?;
-            // another stamp: somebody without a lock came right behind; ours was there all the same
-            let ours = attr.stamp() == published.stamp();
-            let bytes = if ours {
-                plain::read(&fd, 0, attr.size as usize + 1)?
-            } else {
-                Vec::new()
-            };
-            if ours && digest(&bytes) != digest(&job.snapshot.content) {
-                Err(Error::RoundTrip)
-            } else {
+            if attr.stamp() != published.attr().stamp() {
+                return Err(Error::StaleBase);
+            }
+            let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
+            if digest(&bytes) == digest(&job.snapshot.content) {
                 Ok(attr)
+            } else {
+                Err(Error::RoundTrip)
             }
         });
+        // somebody without a lock came right behind; ours was there all the same
+        let read_back = match read_back {
+            Err(Error::StaleBase | Error::Source(Errno::NOENT)) => Ok(published.attr()),
+            answer => answer,
+        };
         match read_back {
             Ok(_) => published.settle(),
             Err(_) => published.undo(),
@@ -224,6 +226,10 @@ impl Nodb {
                 Ok(())
             }
         };
+        // old readers trust any entry, so none may stay that is not the file's
+        if put.is_ok() && !self.is_still(controller, attr) {
+            stale.push(key.clone());
+        }
         match put {
             Ok(()) => self.forget_entries(stale),
             Err(error) => {
