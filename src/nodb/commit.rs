@@ -164,9 +164,9 @@ impl Nodb {
             }
             None => Candidate::write(dir, &job.snapshot.content, job.mode, job.asking.caller)?,
         };
-        if let Some(base) = &job.snapshot.base {
-            let old = self.open_lower(place)?;
-            candidate.take_after(&old, base)?;
+        // a symlink that a file replaces has nothing to hand down
+        if job.snapshot.base.is_some_and(|base| base.is_file()) {
+            candidate.take_after(&self.open_lower(place)?)?;
         }
         candidate.finish(
             &job.snapshot.set,

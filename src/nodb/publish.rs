@@ -77,8 +77,10 @@ impl Candidate {
         Ok(())
     }
 
-    /// Takes over mode, owner and extended attributes of the base (promise 4).
-    pub fn take_after(&self, old: &OwnedFd, base: &Attr) -> Result<()> {
+    /// Takes over mode, owner and extended attributes of the base (promise 4), as they are now:
+    /// they may have been changed since the writer opened it.
+    pub fn take_after(&self, old: &OwnedFd) -> Result<()> {
+        let base = Attr::of_fd(old)?;
         let now = Attr::of_fd(&self.fd)?;
         if (now.uid, now.gid) != (base.uid, base.gid) {
             let (uid, gid) = (Some(Uid::from_raw(base.uid)), Some(Gid::from_raw(base.gid)));

@@ -296,7 +296,6 @@ impl Nodb {
                 set: SetAttr::default(),
             };
             let brought = Some(from);
-            self.departed(from);
             let job = Job {
                 controller: &controller,
                 snapshot: &snapshot,
@@ -304,7 +303,9 @@ impl Nodb {
                 mode: 0,
                 asking,
             };
-            self.commit(leases, &job)
+            let attr = self.commit(leases, &job)?;
+            self.departed(from);
+            Ok(attr)
         });
         if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
             &committed
