@@ -162,7 +162,11 @@ impl Nodb {
             Some(brought) => {
                 Candidate::brought(self.plain.inodes.fd(&brought.dir)?, dir, &brought.name)?
             }
-            None => Candidate::write(dir, &job.snapshot.content, job.mode, job.asking.caller)?,
+            None => {
+                let (content, caller) = (&job.snapshot.content, job.asking.caller);
+                let replaces = job.snapshot.base.is_some();
+                Candidate::write(dir, content, job.mode, caller, replaces)?
+            }
         };
         // a symlink that a file replaces has nothing to hand down
         if job.snapshot.base.is_some_and(|base| base.is_file()) {

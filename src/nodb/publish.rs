@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::fd::OwnedFd;
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod,
-    fchown, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
+    fchown, fremovexattr, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
 };
 use tracing::{error, warn};
 
@@ -36,13 +36,25 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Writes `content` to a temporary file in `dir`. A new controller is the caller's.
-    pub fn write(dir: Arc<OwnedFd>, content: &[u8], mode: u32, caller: Caller) -> Result<Self> {
+    /// Writes `content` to a temporary file in `dir`. A new controller is the caller's; whoever
+    /// `replaces` one may write the file, but perhaps not the directory.
+    pub fn write(
+        dir: Arc<OwnedFd>,
+        content: &[u8],
+        mode: u32,
+        caller: Caller,
+        replaces: bool,
+    ) -> Result<Self> {
         let name = OsString::from(temporary_name());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let fd = {
+        let create = || openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777));
+        let as_caller = {
             let _as_caller = caller.assume();
-            openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777))
+            create()
+        };
+        let fd = match as_caller {
+            Err(Errno::ACCESS) if replaces => create(),
+            answer => answer,
         };
         let fd = fd.in_step("create a temporary file")?;
         let candidate = Self {
@@ -88,6 +100,11 @@ impl Candidate {
         }
         if now.mode != base.mode {
             fchmod(&self.fd, Mode::from_raw_mode(base.mode & 0o7777)).in_step("keep the mode")?;
+        }
+        // a directory's default ACL grants nothing that the base did not
+        match fremovexattr(&self.fd, c"system.posix_acl_access") {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno).in_step("keep the ACL"),
         }
         self.copy_xattrs(old)
     }
