@@ -235,23 +235,30 @@ impl Nodb {
         let look = |place| self.plain.stat(place).ok().map(|attr| attr.stamp());
         let before = [look(from), look(to)];
         self.locker.check(leases)?;
-        let how = match before[1] {
-            Some(_) => RenameFlags::EXCHANGE,
-            None => RenameFlags::NOREPLACE,
+        let asked = flags.contains(RenameFlags::EXCHANGE);
+        let (how, back) = match before[1] {
+            None => (RenameFlags::NOREPLACE, RenameFlags::NOREPLACE),
+            // a plain file that is replaced must not be seen under a controller's name
+            Some(_) if !asked && !is_controller(&to.name) => {
+                (RenameFlags::empty(), RenameFlags::NOREPLACE)
+            }
+            Some(_) => (RenameFlags::EXCHANGE, RenameFlags::EXCHANGE),
         };
         match self.plain.rename(from, to, how) {
             Ok(()) => {}
             Err(Error::Source(errno)) if is_unsupported(errno) => {
-                return self.plain.rename(from, to, flags);
+                // NFS: what is asked for without these flags has been checked above
+                return self.plain.rename(from, to, flags - RenameFlags::NOREPLACE);
             }
             Err(error) => return Err(error),
         }
-        if [look(to), look(from)] != before {
-            self.plain.rename(to, from, how)?;
+        let exchanged = how == RenameFlags::EXCHANGE;
+        let expected = [before[0], before[1].filter(|_| exchanged)];
+        if [look(to), look(from)] != expected {
+            self.plain.rename(to, from, back)?;
             return Err(Error::StaleBase);
         }
-        let replaced = before[1].is_some() && !flags.contains(RenameFlags::EXCHANGE);
-        if replaced {
+        if exchanged && !asked {
             self.plain.unlink(from)
         } else {
             Ok(())
