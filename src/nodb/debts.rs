@@ -7,11 +7,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info};
+use uuid::Uuid;
 
 use crate::nodb::seal::digest;
 use crate::store::Store;
@@ -21,7 +21,6 @@ use crate::store::Store;
 pub struct Debts {
     dir: PathBuf,
     store: Arc<dyn Store>,
-    last: AtomicU64,
     /// Keys that could not even be written down.
     unwritten: Mutex<Vec<String>>,
 }
@@ -41,7 +40,6 @@ impl Debts {
         Self {
             dir,
             store,
-            last: AtomicU64::new(0),
             unwritten: Mutex::default(),
         }
     }
@@ -59,10 +57,8 @@ impl Debts {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
-        let number = self.last.fetch_add(1, Ordering::Relaxed);
-        let path = self
-            .dir
-            .join(format!("{}-{number}.json", std::process::id()));
+        // a later daemon may have the same pid, and must not write over what this one owes
+        let path = self.dir.join(format!("{}.json", Uuid::new_v4().simple()));
         let draft = path.with_extension("tmp");
         let mut file = OpenOptions::new()
             .write(true)
