@@ -96,6 +96,9 @@ impl Fs {
         let controller = &staging.controller;
         // once more, by way of /proc/self/fd
         if Some(staging.tgid) == caller::process_of(caller.tid) {
+            if flags & libc::O_TRUNC != 0 {
+                staging.draft().empty();
+            }
             return Ok(self.writer(staging, flags));
         }
         if caller.tid == 0 && !writes(flags) {

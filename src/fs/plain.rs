@@ -275,6 +275,16 @@ pub enum XattrReply {
     Data(Vec<u8>),
 }
 
+impl XattrReply {
+    /// Nothing, for somebody who has room for `size` bytes.
+    pub fn none(size: usize) -> Self {
+        match size {
+            0 => Self::Size(0),
+            _ => Self::Data(Vec::new()),
+        }
+    }
+}
+
 /// One extended attribute of an open file, through a path that works for `O_PATH` as well.
 pub fn read_xattr(fd: &impl AsFd, name: &OsStr, size: usize) -> Result<XattrReply> {
     let path = reopen_path(fd);

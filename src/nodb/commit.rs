@@ -265,9 +265,20 @@ impl Nodb {
 
     /// Attributes that a writer gave its descriptor without writing go to the file as it is.
     fn settle_attributes(&self, writer: &Writer, asking: Asking) -> Result<()> {
-        let set = std::mem::take(&mut writer.staging.draft().set);
-        if set != SetAttr::default() && writer.staging.draft().base.is_some() {
-            self.set_attributes(&writer.staging.controller, &set, asking)?;
+        let staging = &writer.staging;
+        let (set, base) = {
+            let mut draft = staging.draft();
+            (std::mem::take(&mut draft.set), draft.base)
+        };
+        let Some(base) = base.filter(|_| set != SetAttr::default()) else {
+            return Ok(());
+        };
+        if self.is_still(&staging.controller, &base) {
+            let attr = self.set_attributes(&staging.controller, &set, asking)?;
+            // the writer's own doing makes no stale base
+            if attr.ident == base.ident {
+                staging.draft().base = Some(attr);
+            }
         }
         Ok(())
     }

@@ -197,7 +197,11 @@ impl Controller {
                 .extract_if(.., |retry| retry.since.elapsed() > RETRY)
                 .collect()
         };
-        drop(gone);
+        for retry in gone {
+            if let Goal::Staging(staging) = retry.goal {
+                staging.desert();
+            }
+        }
     }
 
     /// The lease that the process `tgid` already holds for this controller.
