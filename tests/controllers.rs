@@ -203,8 +203,8 @@ fn a_change_beside_the_mount_shows_at_the_next_open() {
         fs::write(&disk, with(4)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), with(4));
         // attributes that make no other generation
-        fs::set_permissions(&disk, Permissions::from_mode(0o600)).unwrap();
         fs::hard_link(&disk, run.on_disk("wepp.bak")).unwrap();
+        fs::set_permissions(&disk, Permissions::from_mode(0o600)).unwrap();
         eventually("mode and links show", || {
             let stat = fs::metadata(&path).unwrap();
             (stat.mode() & 0o777, stat.nlink()) == (0o600, 2)
