@@ -106,9 +106,11 @@ impl Fs {
 
     /// The controller a plain inode has become since the kernel came to know it: its file was
     /// renamed onto a controller's name.
-    fn became(&self, inode: &Inode, attr: &Attr) -> Option<Arc<Controller>> {
+    fn became(&self, inode: &Inode) -> Option<Arc<Controller>> {
+        // asked of the inode, not of the file: that may have been replaced already
+        let regular = inode.ident.format == libc::S_IFREG;
         let place = inode.places().into_iter().next()?;
-        (attr.is_file() && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
+        (regular && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
     }
 
     fn plain_entry(&self, inode: &Inode, attr: Attr) -> Entry {
@@ -166,15 +168,10 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => {
                 let fd = handle.and_then(|handle| self.handles.get(handle).ok()?.file().ok());
-                let controller = inode
-                    .places()
-                    .first()
-                    .is_some_and(|place| is_controller(&place.name));
-                if fd.is_none() && controller {
-                    let attr = self.plain.getattr(&inode)?;
-                    if let Some(controller) = self.became(&inode, &attr) {
-                        return self.set_controller(&controller, set, caller);
-                    }
+                if fd.is_none()
+                    && let Some(controller) = self.became(&inode)
+                {
+                    return self.set_controller(&controller, set, caller);
                 }
                 Ok((
                     self.plain.setattr(&inode, fd.as_deref(), set, caller)?,

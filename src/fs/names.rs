@@ -144,8 +144,11 @@ impl Fs {
                 self.forget(inode.id, 1);
             }
             Node::Generation(generation) => {
-                let lower = self.nodb.open_lower(&generation.controller.place)?;
+                let linked = &generation.controller.place;
+                let lower = self.nodb.open_lower(linked)?;
                 self.nodb.link_lower(&lower, &place)?;
+                // one link more, of which the kernel learns at its next look
+                self.nodb.notify(linked, true);
             }
             Node::Staging(_) => return Err(Error::Superseded),
         }

@@ -48,12 +48,7 @@ impl Fs {
     pub fn open(&self, id: u64, flags: i32, caller: Caller) -> Result<Open> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => {
-                if inode
-                    .places()
-                    .first()
-                    .is_some_and(|place| is_controller(&place.name))
-                    && let Some(controller) = self.became(&inode, &self.plain.getattr(&inode)?)
-                {
+                if let Some(controller) = self.became(&inode) {
                     return Err(self.send_back(&controller, flags, caller));
                 }
                 let fd = self.plain.open(&inode, flags)?;

@@ -6,6 +6,7 @@
 pub mod mount;
 pub mod python;
 pub mod redis;
+pub mod run;
 pub mod sample;
 
 use std::path::{Path, PathBuf};
