@@ -13,6 +13,7 @@ use crate::fs::attr::Attr;
 use crate::fs::inode::{Inode, Place, reopen_path};
 use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
+use crate::nodb::caller;
 use crate::nodb::commit::{Job, lock_of};
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
@@ -68,10 +69,10 @@ impl Nodb {
                 return Err(error);
             }
         };
-        let tgid = super::caller::process_of(asking.caller.tid).unwrap_or(0);
+        let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
         let id = self.plain.inodes.fresh_id();
         let base = Some(loaded.attr);
-        Ok(Arc::new(Staging::new(
+        let staging = Staging::new(
             id,
             controller.clone(),
             tgid,
@@ -79,7 +80,8 @@ impl Nodb {
             loaded.attr,
             content,
             leases,
-        )))
+        );
+        Ok(controller.staged(staging))
     }
 
     /// A controller that does not exist: a staging that becomes one at its first commit. The lock
@@ -100,19 +102,13 @@ impl Nodb {
         self.writable(&controller.place)
             .inspect_err(|error| self.refused(controller, error))?;
         let caller = asking.caller;
-        let tgid = super::caller::process_of(caller.tid).unwrap_or(0);
+        let tgid = caller::process_of(caller.tid).unwrap_or(0);
         let id = self.plain.inodes.fresh_id();
         let attr = newborn(id, mode, caller.uid, caller.gid);
         let content = Arc::default();
-        Ok(Arc::new(Staging::new(
-            id,
-            controller.clone(),
-            tgid,
-            None,
-            attr,
-            content,
-            Leases::default(),
-        )))
+        let leases = Leases::default();
+        let staging = Staging::new(id, controller.clone(), tgid, None, attr, content, leases);
+        Ok(controller.staged(staging))
     }
 
     /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
@@ -297,6 +293,10 @@ impl Nodb {
             } else {
                 None
             };
+            let maker = caller::process_of(asking.caller.tid).unwrap_or(0);
+            if controller.is_outdated(maker, base.map(|base: Attr| base.stamp())) {
+                return Err(Error::StaleBase);
+            }
             let snapshot = Snapshot {
                 base,
                 content: content.clone(),

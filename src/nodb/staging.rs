@@ -129,6 +129,11 @@ impl Staging {
         }
     }
 
+    /// Whether any handle is left.
+    pub fn is_open(&self) -> bool {
+        self.draft.lock().handles > 0
+    }
+
     /// One more handle.
     pub fn opened(&self) {
         self.draft.lock().handles += 1;
