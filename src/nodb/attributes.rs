@@ -15,7 +15,7 @@ use crate::nodb::Nodb;
 use crate::nodb::commit::lock_of;
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
-use crate::nodb::generation::Payload;
+use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
 use crate::nodb::seal::Seal;
 
@@ -68,6 +68,17 @@ impl Nodb {
         keys.push(self.cache_key(&controller.place)?);
         self.forget_entries(keys);
         Ok(())
+    }
+
+    /// A generation's attributes, with what `chmod`, `link` and the like made of them meanwhile.
+    pub fn attr_now(&self, generation: &Generation) -> Attr {
+        if self.is_current(generation)
+            && let Ok(now) = self.plain.stat(&generation.controller.place)
+            && now.stamp() == generation.stamp()
+        {
+            generation.refresh(now);
+        }
+        generation.attr()
     }
 
     /// Whether the name still leads to the generation that `attr` describes.
