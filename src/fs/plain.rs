@@ -69,6 +69,15 @@ impl Plain {
         Ok(Attr::of_name(&*self.inodes.fd(&place.dir)?, &place.name)?)
     }
 
+    /// What the source says of a name at this moment, whatever it costs: what is current is decided
+    /// by it.
+    pub fn stat_now(&self, place: &Place) -> Result<Attr> {
+        Ok(Attr::of_name_now(
+            &*self.inodes.fd(&place.dir)?,
+            &place.name,
+        )?)
+    }
+
     /// What the source says of an inode.
     pub fn getattr(&self, inode: &Inode) -> Result<Attr> {
         Ok(Attr::of_fd(&*self.inodes.fd(inode)?)?)

@@ -84,7 +84,7 @@ impl Nodb {
     /// Whether the name still leads to the generation that `attr` describes.
     pub fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
         self.plain
-            .stat(&controller.place)
+            .stat_now(&controller.place)
             .is_ok_and(|now| now.stamp() == attr.stamp())
     }
 
