@@ -117,10 +117,16 @@ impl Fs {
         entry(inode.id, attr, PLAIN_TTL, PLAIN_TTL)
     }
 
-    /// With `watched`, the kernel is told when the name leads elsewhere.
+    /// With `watched`, the kernel is told when the name leads elsewhere. A watched directory says
+    /// nothing of changes by way of a file's other names.
     fn generation_entry(&self, generation: Arc<Generation>, watched: bool) -> Entry {
-        let entry_ttl = if watched { WATCHED_TTL } else { Duration::ZERO };
-        let shown = entry(generation.id, generation.attr(), entry_ttl, FOREVER);
+        let attr = generation.attr();
+        let entry_ttl = if watched && attr.nlink == 1 {
+            WATCHED_TTL
+        } else {
+            Duration::ZERO
+        };
+        let shown = entry(generation.id, attr, entry_ttl, generation_ttl(&attr));
         self.plain.inodes.raise(Node::Generation(generation));
         shown
     }
@@ -140,7 +146,10 @@ impl Fs {
     pub fn getattr(&self, id: u64) -> Result<(Attr, Duration)> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => Ok((self.plain.getattr(&inode)?, PLAIN_TTL)),
-            Node::Generation(generation) => Ok((generation.attr(), FOREVER)),
+            Node::Generation(generation) => {
+                let attr = self.nodb.attr_now(&generation);
+                Ok((attr, generation_ttl(&attr)))
+            }
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
         }
     }
@@ -171,7 +180,8 @@ impl Fs {
                 if fd.is_none()
                     && let Some(controller) = self.became(&inode)
                 {
-                    return self.set_controller(&controller, set, caller);
+                    let attr = self.set_controller(&controller, set, caller)?;
+                    return Ok((attr, Duration::ZERO));
                 }
                 Ok((
                     self.plain.setattr(&inode, fd.as_deref(), set, caller)?,
@@ -179,7 +189,12 @@ impl Fs {
                 ))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
-                self.set_controller(&generation.controller, set, caller)
+                let attr = self.set_controller(&generation.controller, set, caller)?;
+                // a truncation made another generation: this inode keeps its content for its readers
+                Ok(match set.size {
+                    Some(_) => (generation.attr(), Duration::ZERO),
+                    None => (attr, generation_ttl(&attr)),
+                })
             }
             // the kernel looks the name up again
             Node::Generation(_) => Err(Error::Superseded),
@@ -200,7 +215,7 @@ impl Fs {
         controller: &Arc<Controller>,
         set: &SetAttr,
         caller: Caller,
-    ) -> Result<(Attr, Duration)> {
+    ) -> Result<Attr> {
         let asking = Asking {
             caller,
             nonblocking: false,
@@ -209,20 +224,11 @@ impl Fs {
         if let Some(size) = set.size {
             self.nodb.truncate(controller, size, asking)?;
         }
-        let attr = if set.is_empty() {
-            self.plain.stat(&controller.place)?
+        if set.is_empty() {
+            self.plain.stat(&controller.place)
         } else {
-            self.nodb.set_attributes(controller, set, asking)?
-        };
-        // a truncation made another generation, which this inode is not
-        Ok((
-            attr,
-            if set.size.is_some() {
-                Duration::ZERO
-            } else {
-                FOREVER
-            },
-        ))
+            self.nodb.set_attributes(controller, set, asking)
+        }
     }
 
     pub fn readlink(&self, id: u64) -> Result<Vec<u8>> {
@@ -344,9 +350,22 @@ impl Fs {
     }
 
     /// `fallocate`.
-    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        caller: Caller,
+    ) -> Result<()> {
         match self.handles.get(handle)? {
-            Handle::File(fd) => plain::allocate(&fd, mode, offset, length),
+            Handle::File(fd) => {
+                plain::allocate(&fd, mode, offset, length)?;
+                if caller.uid != 0 {
+                    plain::kill_privileges(&*fd)?;
+                }
+                Ok(())
+            }
             Handle::Writer(writer) => {
                 let mut draft = writer.staging.draft();
                 let end = offset.saturating_add(length);
@@ -444,5 +463,15 @@ fn entry(id: u64, attr: Attr, entry_ttl: Duration, attr_ttl: Duration) -> Entry 
         attr,
         entry_ttl,
         attr_ttl,
+    }
+}
+
+/// How long a generation's attributes hold: for ever, but for the link count of one that has had
+/// other names.
+fn generation_ttl(attr: &Attr) -> Duration {
+    if attr.nlink == 1 {
+        FOREVER
+    } else {
+        Duration::ZERO
     }
 }

@@ -574,7 +574,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -582,7 +582,11 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply::empty(reply, self.fs.fallocate(fh.0, offset, length, mode));
+        reply::empty(
+            reply,
+            self.fs
+                .fallocate(fh.0, offset, length, mode, caller(request)),
+        );
     }
 
     fn lseek(

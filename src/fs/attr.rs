@@ -56,6 +56,13 @@ impl Attr {
         Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
+    /// As [`Attr::of_name`], from the server where there is one: a network file system may otherwise
+    /// answer from memory.
+    pub fn of_name_now(dir: impl AsFd, name: impl Arg) -> Result<Self, Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+        Self::look(dir, name, flags)
+    }
+
     /// The attributes of an open descriptor.
     pub fn of_fd(fd: impl AsFd) -> Result<Self, Errno> {
         Self::look(fd, c"", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)

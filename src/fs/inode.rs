@@ -51,8 +51,8 @@ pub struct Inode {
     pub ident: Ident,
     /// The names it was found under, the latest first: hard links have several.
     places: Mutex<Vec<Place>>,
-    /// The descriptor of an open handle: reaches the file when its last name is gone.
-    open: Mutex<Weak<OwnedFd>>,
+    /// The descriptors of open handles: they reach the file when its last name is gone.
+    open: Mutex<Vec<Weak<OwnedFd>>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
     listed: Mutex<i128>,
 }
@@ -69,7 +69,9 @@ impl Inode {
 
     /// Remembers a descriptor that stays open as long as some handle does.
     pub fn opened(&self, fd: &Arc<OwnedFd>) {
-        *self.open.lock() = Arc::downgrade(fd);
+        let mut open = self.open.lock();
+        open.retain(|known| known.strong_count() > 0);
+        open.push(Arc::downgrade(fd));
     }
 
     /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
@@ -232,10 +234,16 @@ impl Inodes {
     /// `inode` left the name `from`, for `to` or for good.
     pub fn moved(&self, inode: &Inode, from: &Place, to: Option<Place>) {
         inode.drop_place(&from.dir, &from.name);
-        match to {
-            Some(to) => inode.add_place(to),
-            // an O_PATH descriptor would keep the space of an unlinked file
-            None => drop(self.descriptors.lock().pop(&inode.id)),
+        if let Some(to) = to {
+            inode.add_place(to);
+        }
+    }
+
+    /// A name of `inode` is about to go. NFS would keep an unlinked file that somebody has a
+    /// descriptor of, under a name of its own; a directory is still asked about when it is gone.
+    pub fn let_go(&self, inode: &Inode) {
+        if !inode.is_dir() {
+            self.descriptors.lock().pop(&inode.id);
         }
     }
 
@@ -254,7 +262,7 @@ impl Inodes {
         if let Some(fd) = self.descriptors.lock().get(&inode.id) {
             return Ok(fd.clone());
         }
-        if let Some(fd) = inode.open.lock().upgrade() {
+        if let Some(fd) = inode.open.lock().iter().find_map(Weak::upgrade) {
             return Ok(fd);
         }
         for place in inode.places() {

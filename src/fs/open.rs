@@ -52,6 +52,9 @@ impl Fs {
                     return Err(self.send_back(&controller, flags, caller));
                 }
                 let fd = self.plain.open(&inode, flags)?;
+                if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
+                    plain::kill_privileges(&*fd)?;
+                }
                 let opened = Opened::Plain {
                     fd: fd.clone(),
                     read_only: !writes(flags),

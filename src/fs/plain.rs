@@ -69,6 +69,15 @@ impl Plain {
         Ok(Attr::of_name(&*self.inodes.fd(&place.dir)?, &place.name)?)
     }
 
+    /// What the source says of a name at this moment, whatever it costs: what is current is decided
+    /// by it.
+    pub fn stat_now(&self, place: &Place) -> Result<Attr> {
+        Ok(Attr::of_name_now(
+            &*self.inodes.fd(&place.dir)?,
+            &place.name,
+        )?)
+    }
+
     /// What the source says of an inode.
     pub fn getattr(&self, inode: &Inode) -> Result<Attr> {
         Ok(Attr::of_fd(&*self.inodes.fd(inode)?)?)
@@ -174,6 +183,9 @@ impl Plain {
 
     fn remove(&self, place: &Place, flags: AtFlags) -> Result<()> {
         let inode = self.inodes.known_at(place);
+        if let Some(inode) = &inode {
+            self.inodes.let_go(inode);
+        }
         unlinkat(&*self.inodes.fd(&place.dir)?, &place.name, flags)?;
         if let Some(inode) = inode {
             self.inodes.moved(&inode, place, None);
@@ -185,6 +197,9 @@ impl Plain {
     pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags) -> Result<()> {
         let moving = self.inodes.known_at(from);
         let target = self.inodes.known_at(to);
+        if let Some(inode) = &target {
+            self.inodes.let_go(inode);
+        }
         let (from_dir, to_dir) = (self.inodes.fd(&from.dir)?, self.inodes.fd(&to.dir)?);
         renameat_with(&*from_dir, &from.name, &*to_dir, &to.name, flags)?;
         let exchanged = flags.contains(RenameFlags::EXCHANGE);

@@ -30,12 +30,12 @@ impl Passthrough {
     }
 
     /// A new open of the inode `id`: its backing file, registered with `open` for the first one.
-    /// `None`: through the page cache.
+    /// `None`, from there or from here: through the page cache.
     pub fn attach(
         &self,
         id: u64,
         handle: u64,
-        open: impl FnOnce() -> io::Result<BackingId>,
+        open: impl FnOnce() -> io::Result<Option<BackingId>>,
     ) -> Option<Arc<BackingId>> {
         let mut inodes = self.inodes.lock();
         let backed = inodes.entry(id).or_insert_with(|| Backed {
@@ -46,12 +46,15 @@ impl Passthrough {
         backed.backing.clone()
     }
 
-    fn register(&self, open: impl FnOnce() -> io::Result<BackingId>) -> Option<Arc<BackingId>> {
+    fn register(
+        &self,
+        open: impl FnOnce() -> io::Result<Option<BackingId>>,
+    ) -> Option<Arc<BackingId>> {
         if !self.allowed.load(Ordering::Relaxed) {
             return None;
         }
         match open() {
-            Ok(backing) => Some(Arc::new(backing)),
+            Ok(backing) => backing.map(Arc::new),
             Err(error) => {
                 tracing::info!(%error, "no kernel passthrough here; plain files go through the page cache");
                 self.allow(false);

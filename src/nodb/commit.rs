@@ -142,7 +142,7 @@ impl Nodb {
 
     /// Step 4: the base is still what the name leads to.
     fn check_base(&self, job: &Job<'_>) -> Result<()> {
-        let now = match self.plain.stat(&job.controller.place) {
+        let now = match self.plain.stat_now(&job.controller.place) {
             Ok(attr) => Some(attr.stamp()),
             Err(Error::Source(Errno::NOENT)) => None,
             Err(error) => return Err(error),

@@ -228,7 +228,7 @@ impl Nodb {
         to: &Place,
         flags: RenameFlags,
     ) -> Result<()> {
-        let look = |place| self.plain.stat(place).ok().map(|attr| attr.stamp());
+        let look = |place| self.plain.stat_now(place).ok().map(|attr| attr.stamp());
         let before = [look(from), look(to)];
         self.locker.check(leases)?;
         let asked = flags.contains(RenameFlags::EXCHANGE);
@@ -289,7 +289,7 @@ impl Nodb {
         let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
             // under the lock: what the target is now is what is replaced
             let base = if replaces {
-                self.plain.stat(to).ok()
+                self.plain.stat_now(to).ok()
             } else {
                 None
             };
