@@ -4,17 +4,41 @@
 //! All calls are synchronous and return within a limit of their own, so callers may hold them
 //! against a deadline. None is made by an operation on a plain file (promise 8).
 
+pub mod embedded;
+pub mod lease;
+mod payload;
+pub mod redis;
+
 use std::fmt;
 use std::time::{Duration, Instant};
 
+/// How long an entry and its seal live (PROTOCOL.md 2).
+pub const CACHE_EXPIRY: Duration = Duration::from_secs(72 * 60 * 60);
+
 /// The store cannot be reached, or answered with an error.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{during}: {cause}")]
 pub struct StoreError {
+    pub kind: StoreErrorKind,
     /// What was being asked, for the log: `acquire lock`, `read cache` …
     pub during: &'static str,
     /// What went wrong, in words; never a secret.
     pub cause: String,
+}
+
+/// What kind of failure it was: what a person does about it differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// No connection could be made, or it broke.
+    Unreachable,
+    /// No answer within the limit; the request may still have been carried out.
+    TimedOut,
+    /// User or password are missing or wrong, or may not do this: NOAUTH, WRONGPASS, NOPERM.
+    Denied,
+    /// The server is there and says no: LOADING, READONLY, OOM …
+    Refused,
+    /// The answer is none to the question.
+    Answer,
 }
 
 /// The names of one distributed lock (PROTOCOL.md 2 and 3).
@@ -34,7 +58,7 @@ impl LockName {
 /// What a lock's stored value says (PROTOCOL.md 2 and 4). A value that is not JSON is a bare token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The stored value, byte for byte.
+    /// The stored value; bytes that are no UTF-8 are replaced, so it is for showing.
     pub value: String,
     /// `<hostname>:<pid>` as the holder sees itself, if the value says so.
     pub owner: Option<String>,
@@ -50,11 +74,20 @@ impl fmt::Display for Holder {
 #[derive(Clone, Debug)]
 pub struct Lease {
     pub name: LockName,
-    /// The stored value, byte for byte; release and renewal compare it whole (promise 5).
+    /// The stored value; release and renewal compare all of it but its expiry (promise 5).
     pub value: String,
     /// Counted from before the request was sent.
     pub deadline: Instant,
     pub ttl: Duration,
+}
+
+/// What the neighbours are told when a commit was made under a lock (PROTOCOL.md 6 and 7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The run's new `last_modified`, unix seconds.
+    pub last_modified: i64,
+    /// Channel and bare text of a status message.
+    pub message: Option<(String, String)>,
 }
 
 /// The answer to an attempt to take a lock.
@@ -87,14 +120,18 @@ pub trait Cache: Send + Sync {
 /// The distributed locks, DB 0.
 pub trait Locks: Send + Sync {
     /// One attempt: checks the fence, sets the key if it is free and the mirror flag with it,
-    /// atomically. `owner` is `<hostname>:<pid>`.
+    /// atomically. `owner` is `<hostname>:<pid>`. An error means that the caller holds nothing.
     fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError>;
-    /// Prolongs a lease that is still ours; `None` if it is not. The stored value may change.
+    /// Prolongs a lease that is still ours by its TTL, counted from now; `None` if it is not. The
+    /// stored value changes in its expiry only, and an older lease of the same acquisition stays
+    /// good for renewal and release: after a timeout nobody knows which value is stored.
     fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError>;
-    /// Releases by value, clears the mirror flag if nobody holds the lock afterwards, and, if a
-    /// commit was made under it, sets the run's `last_modified` (unix seconds). `false`: it was no longer ours.
-    fn release(&self, lease: &Lease, last_modified: Option<i64>) -> Result<bool, StoreError>;
-    /// Who holds the lock now.
+    /// Releases by value, clears the mirror flag if nobody holds the lock afterwards, and passes on
+    /// what was committed, all in one round trip. `false`: it was no longer ours; what was
+    /// committed is passed on all the same.
+    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError>;
+    /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
+    /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
     /// Sets the run's `last_modified` (unix seconds), for a commit under somebody else's lock.
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError>;
@@ -110,4 +147,6 @@ pub trait Status: Send + Sync {
 pub trait Store: Cache + Locks + Status + fmt::Debug {
     /// For the log and `--version`-like output: `embedded` or the URL without its password.
     fn describe(&self) -> String;
+    /// Whether the store answers now; the mount asks at its start.
+    fn ping(&self) -> Result<(), StoreError>;
 }

@@ -1,0 +1,387 @@
+//! Leases while they are held: renewed in the background, sure of themselves before a commit, and
+//! released in any case (DESIGN.md, "Lease").
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::{Acquired, Committed, Lease, LockName, Store, StoreError};
+use crate::error::{Errno, Error, Result};
+
+/// How soon what could not be delivered is tried again at the latest.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The pauses between attempts to get a held lock grow from the first to the second.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+
+/// Takes a lock, waiting at most `wait` for whoever holds it; with no wait there is one attempt.
+/// `cancelled` is asked between the attempts.
+///
+/// # Errors
+/// [`Error::Locked`] or [`Error::Replaced`] when the wait is over, [`Error::Store`] at once when
+/// the store fails, `EINTR` when cancelled.
+pub fn acquire_waiting(
+    store: &dyn Store,
+    name: &LockName,
+    owner: &str,
+    ttl: Duration,
+    wait: Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Lease> {
+    let start = Instant::now();
+    let mut pause = BACK_OFF.0;
+    loop {
+        let refusal = match store.acquire(name, owner, ttl)? {
+            Acquired::Held(lease) => return Ok(lease),
+            Acquired::Busy(holder) => Error::Locked {
+                key: name.key(),
+                holder: holder.to_string(),
+            },
+            Acquired::Fenced => Error::Replaced {
+                runid: name.runid.clone(),
+            },
+        };
+        let left = wait.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(refusal);
+        }
+        if cancelled() {
+            return Err(Error::Source(Errno::INTR));
+        }
+        thread::sleep(jittered(pause).min(left));
+        pause = (pause * 2).min(BACK_OFF.1);
+    }
+}
+
+/// Between half the pause and all of it, so that waiters on several hosts do not meet again.
+fn jittered(pause: Duration) -> Duration {
+    // every RandomState has other keys
+    let random = RandomState::new().hash_one(()) as u32;
+    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// Renews the held leases of a process at a third of their TTL, in one thread. When it is dropped it
+/// makes one last attempt at what is still to be released; leases held longer than the keeper lives
+/// end with their TTL.
+///
+/// Lock order: none. The keeper's queue and a lease's state are never locked together, and neither
+/// during a call to the store.
+pub struct Keeper {
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts the thread, so it belongs after the fork of a daemon.
+    pub fn start() -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let worked = queue.clone();
+        let thread = thread::Builder::new()
+            .name("nodbfs-leases".to_owned())
+            .spawn(move || worked.work())?;
+        Ok(Self {
+            queue,
+            thread: Some(thread),
+        })
+    }
+
+    /// Keeps a lease alive until it is released or dropped.
+    pub fn hold(&self, store: Arc<dyn Store>, lease: Lease) -> Arc<Held> {
+        let due = lease.renewal_due();
+        let held = Arc::new(Held {
+            name: lease.name.clone(),
+            store,
+            queue: Arc::downgrade(&self.queue),
+            state: Mutex::new(State::Held(lease)),
+        });
+        self.queue.push(due, Task::Renew(Arc::downgrade(&held)));
+        held
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.queue.lock().stopping = true;
+        self.queue.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // the thread has nothing to say, and a panic of it has been reported
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A lease in the keeper's hands. Dropped, it is released in the keeper's thread.
+pub struct Held {
+    name: LockName,
+    store: Arc<dyn Store>,
+    queue: Weak<Queue>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Held(Lease),
+    /// And why.
+    Lost(Lease, String),
+    Released,
+}
+
+impl Held {
+    pub fn name(&self) -> &LockName {
+        &self.name
+    }
+
+    /// The stored value as last known, while the lease is held.
+    pub fn value(&self) -> Option<String> {
+        self.lease().ok().map(|lease| lease.value)
+    }
+
+    /// Says that the lock is surely ours for at least `min_remaining` more, on the monotonic clock;
+    /// renews it once if that is not so yet. A process that is paused afterwards knows nothing, so
+    /// a publication is fenced besides.
+    ///
+    /// # Errors
+    /// In words, why it is not.
+    pub fn check(&self, min_remaining: Duration) -> std::result::Result<(), String> {
+        let lease = self.lease()?;
+        if lease.remaining() >= min_remaining {
+            return Ok(());
+        }
+        let renewed = self.renew(&lease);
+        let remaining = self.lease()?.remaining();
+        match renewed {
+            _ if remaining >= min_remaining => Ok(()),
+            Ok(()) => Err(format!("the lock is surely ours for {remaining:?} only")),
+            Err(error) => Err(format!(
+                "the lock is surely ours for {remaining:?} only: {error}"
+            )),
+        }
+    }
+
+    /// Releases the lock by its token and passes on what was committed under it. `false`: it was not
+    /// ours any more; what was committed is passed on all the same.
+    ///
+    /// # Errors
+    /// The store cannot be told; the keeper goes on trying until the lease has run out.
+    pub fn release(&self, committed: Option<Committed>) -> std::result::Result<bool, StoreError> {
+        let Some(lease) = self.let_go() else {
+            return Ok(false);
+        };
+        let release = Release {
+            store: self.store.clone(),
+            lease,
+            committed,
+        };
+        let released = release.attempt();
+        if released.is_err() {
+            self.leave(release);
+        }
+        released
+    }
+
+    /// The lease, if it was not let go before. A lost one too: it has something to pass on, and the
+    /// mirror flag may want clearing.
+    fn let_go(&self) -> Option<Lease> {
+        match std::mem::replace(&mut *self.state(), State::Released) {
+            State::Held(lease) | State::Lost(lease, _) => Some(lease),
+            State::Released => None,
+        }
+    }
+
+    /// Leaves a release to the keeper.
+    fn leave(&self, release: Release) {
+        if let Some(queue) = self.queue.upgrade() {
+            queue.push(Instant::now(), Task::Release(release));
+        }
+    }
+
+    fn renew(&self, lease: &Lease) -> std::result::Result<(), StoreError> {
+        let renewed = self.store.renew(lease)?;
+        let mut state = self.state();
+        // it may have been released meanwhile, or renewed by another thread
+        if let State::Held(current) = &mut *state {
+            match renewed {
+                Some(lease) if lease.deadline > current.deadline => *current = lease,
+                Some(_) => {}
+                None => {
+                    warn!(
+                        lock = self.name.key(),
+                        "the lock was lost: it expired or was taken away"
+                    );
+                    let why = "it expired or was taken away".to_owned();
+                    *state = State::Lost(lease.clone(), why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lease(&self) -> std::result::Result<Lease, String> {
+        match &*self.state() {
+            State::Held(lease) => Ok(lease.clone()),
+            State::Lost(_, why) => Err(why.clone()),
+            State::Released => Err("it has been released".to_owned()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(lease) = self.let_go() {
+            self.leave(Release {
+                store: self.store.clone(),
+                lease,
+                committed: None,
+            });
+        }
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Held").field(&self.name).finish()
+    }
+}
+
+impl Lease {
+    /// How long it is surely ours.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// A third of the TTL after the request that got it.
+    fn renewal_due(&self) -> Instant {
+        self.deadline - self.ttl * 2 / 3
+    }
+}
+
+/// What is to be done in the keeper's thread, by the time it is due.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// The number tells apart what is due at the same instant.
+    tasks: BTreeMap<(Instant, u64), Task>,
+    pushed: u64,
+    stopping: bool,
+}
+
+enum Task {
+    Renew(Weak<Held>),
+    Release(Release),
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, due: Instant, task: Task) {
+        let mut waiting = self.lock();
+        waiting.pushed += 1;
+        let key = (due, waiting.pushed);
+        waiting.tasks.insert(key, task);
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    fn work(&self) {
+        while let Some(task) = self.next() {
+            if let Some((due, task)) = task.run() {
+                self.push(due, task);
+            }
+        }
+        let left = std::mem::take(&mut self.lock().tasks);
+        for task in left.into_values() {
+            if let Task::Release(release) = task {
+                release.run();
+            }
+        }
+    }
+
+    /// Waits for the next task to be due; `None` when the keeper stops.
+    fn next(&self) -> Option<Task> {
+        let mut waiting = self.lock();
+        loop {
+            if waiting.stopping {
+                return None;
+            }
+            let now = Instant::now();
+            waiting = match waiting.tasks.first_entry() {
+                Some(first) if first.key().0 <= now => return Some(first.remove()),
+                Some(first) => {
+                    let pause = first.key().0 - now;
+                    let woken = self.changed.wait_timeout(waiting, pause);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self
+                    .changed
+                    .wait(waiting)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+impl Task {
+    /// Does it, and says when it is to be done again, if it is.
+    fn run(self) -> Option<(Instant, Self)> {
+        match self {
+            Self::Renew(held) => {
+                let due = held.upgrade().and_then(|held| held.renew_now())?;
+                Some((due, Self::Renew(held)))
+            }
+            Self::Release(release) => {
+                let again = !release.run() && !release.lease.remaining().is_zero();
+                again.then(|| (Instant::now() + AGAIN, Self::Release(release)))
+            }
+        }
+    }
+}
+
+impl Held {
+    /// One renewal in the background. When the next is due, if there is to be one.
+    fn renew_now(&self) -> Option<Instant> {
+        let lease = self.lease().ok()?;
+        match self.renew(&lease) {
+            Ok(()) => self.lease().ok().map(|lease| lease.renewal_due()),
+            Err(error) => {
+                warn!(lock = self.name.key(), %error, "the lock could not be renewed");
+                Some(Instant::now() + AGAIN.min(lease.ttl / 3))
+            }
+        }
+    }
+}
+
+/// A release with all it needs, so that it can outlive the [`Held`].
+struct Release {
+    store: Arc<dyn Store>,
+    lease: Lease,
+    committed: Option<Committed>,
+}
+
+impl Release {
+    fn attempt(&self) -> std::result::Result<bool, StoreError> {
+        self.store.release(&self.lease, self.committed.as_ref())
+    }
+
+    /// One attempt in the background; `false` if it is worth another.
+    fn run(&self) -> bool {
+        let released = self.attempt();
+        if let Err(error) = &released {
+            warn!(lock = self.lease.name.key(), %error, "the lock could not be released");
+        }
+        released.is_ok()
+    }
+}

@@ -1,0 +1,302 @@
+//! The NoDb processes' own Redis (PROTOCOL.md 2): locks, run hashes and the status channel through
+//! DB 0 (pub/sub knows no databases), the payload cache in DB 13.
+
+mod connection;
+mod settings;
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::Script;
+use sha2::{Digest, Sha256};
+
+pub use settings::{Limits, Settings, SettingsError};
+
+use self::connection::{Database, Server};
+use super::{
+    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Status,
+    Store, StoreError, StoreErrorKind, payload,
+};
+
+const LOCKS: u8 = 0;
+const CACHE: u8 = 13;
+
+static ACQUIRE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/acquire.lua")));
+static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/renew.lua")));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/release.lua")));
+static HOLDER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/holder.lua")));
+
+/// A Redis or Valkey server. Every call answers within the [`Limits`]; none may be made from within
+/// an async task, but any thread that may block will do, another runtime's blocking ones too.
+pub struct Redis {
+    server: Arc<Server>,
+    locks: Database,
+    cache: Database,
+    unanswered: Mutex<VecDeque<Unanswered>>,
+}
+
+/// An acquire whose caller was told that it failed, though it may have happened, or happen yet when
+/// a stopped server wakes up. Nobody holds such a lock, so the next acquire may take its place.
+struct Unanswered {
+    name: LockName,
+    value: String,
+}
+
+/// Beyond this many the oldest is forgotten; its lock then ends with its TTL.
+const MOST_UNANSWERED: usize = 256;
+
+impl Redis {
+    /// Starts a thread, so it belongs after the fork of a daemon; connects when first used.
+    pub fn new(settings: Settings) -> std::io::Result<Self> {
+        let server = Arc::new(Server::new(settings)?);
+        Ok(Self {
+            locks: Database::new(server.clone(), LOCKS),
+            cache: Database::new(server.clone(), CACHE),
+            server,
+            unanswered: Mutex::default(),
+        })
+    }
+
+    fn unanswered(&self) -> std::sync::MutexGuard<'_, VecDeque<Unanswered>> {
+        self.unanswered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, name: &LockName, value: String) {
+        let mut unanswered = self.unanswered();
+        if unanswered.len() == MOST_UNANSWERED {
+            unanswered.pop_front();
+        }
+        unanswered.push_back(Unanswered {
+            name: name.clone(),
+            value,
+        });
+    }
+}
+
+impl Cache for Redis {
+    fn get(&self, key: &str) -> Result<Cached, StoreError> {
+        let (entry, seal) = self.cache.call("read cache", async |mut redis| {
+            redis::cmd("MGET")
+                .arg(key)
+                .arg(seal_key(key))
+                .query_async(&mut redis)
+                .await
+        })?;
+        Ok(Cached { entry, seal })
+    }
+
+    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError> {
+        self.cache.call("write cache", async |mut redis| {
+            let mut both = redis::pipe();
+            both.atomic();
+            for (key, value) in [(key, entry), (&seal_key(key), seal)] {
+                both.cmd("SET")
+                    .arg(key)
+                    .arg(value)
+                    .arg("EX")
+                    .arg(CACHE_EXPIRY.as_secs());
+            }
+            both.exec_async(&mut redis).await
+        })
+    }
+
+    fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.cache.call("delete cache", async |mut redis| {
+            let mut all = redis::cmd("DEL");
+            for key in keys {
+                all.arg(key).arg(seal_key(key));
+            }
+            all.exec_async(&mut redis).await
+        })
+    }
+}
+
+impl Locks for Redis {
+    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+        let value = payload::new(owner, ttl);
+        // these are acquires that failed, so no live lease can be meant
+        let unanswered: Vec<String> = self
+            .unanswered()
+            .iter()
+            .filter(|one| one.name == *name)
+            .map(|one| one.value.clone())
+            .collect();
+        let sent = Cell::new(false);
+        let deadline = Instant::now() + ttl;
+        let ask = || {
+            self.locks.call("acquire lock", async |mut redis| {
+                sent.set(true);
+                let mut script = ACQUIRE.key(name.key());
+                script.key(&name.runid).key(fence_key(&name.runid));
+                script
+                    .arg(&value)
+                    .arg(milliseconds(ttl))
+                    .arg(mirror_field(name))
+                    .arg(&unanswered);
+                script
+                    .invoke_async::<(u8, Option<Vec<u8>>)>(&mut redis)
+                    .await
+            })
+        };
+        // Find out what became of a request without an answer: the same value asked for once more
+        // finds itself stored, or takes the lock, or finds another. The deadline stays the first's.
+        let first = ask();
+        let timed_out = matches!(&first, Err(error) if error.kind == StoreErrorKind::TimedOut);
+        let answer = if timed_out { ask() } else { first };
+        let held = matches!(answer, Ok((1, _)));
+        if !held && (timed_out || sent.get() && answer.is_err()) {}
+        Ok(match answer? {
+            (1, _) => Acquired::Held(Lease {
+                name: name.clone(),
+                value,
+                deadline,
+                ttl,
+            }),
+            (0, stored) => Acquired::Busy(payload::holder(stored.as_deref().unwrap_or_default())),
+            _ => Acquired::Fenced,
+        })
+    }
+
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
+        let value = payload::renewed(&lease.value, lease.ttl);
+        let deadline = Instant::now() + lease.ttl;
+        let ours: bool = self.locks.call("renew lock", async |mut redis| {
+            let mut script = RENEW.key(lease.name.key());
+            script
+                .arg(&lease.value)
+                .arg(payload::identity(&lease.value).unwrap_or_default());
+            script.arg(&value).arg(milliseconds(lease.ttl));
+            script.invoke_async(&mut redis).await
+        })?;
+        Ok(ours.then(|| Lease {
+            value,
+            deadline,
+            ..lease.clone()
+        }))
+    }
+
+    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError> {
+        let last_modified = committed.map(|committed| committed.last_modified.to_string());
+        let (channel, message) = committed
+            .and_then(|committed| committed.message.as_ref())
+            .map_or(("", ""), |(channel, message)| (channel, message));
+        let asked = Cell::new(0);
+        let result: i8 = self.locks.call("release lock", async |mut redis| {
+            asked.set(asked.get() + 1);
+            let mut script = RELEASE.key(lease.name.key());
+            script.key(&lease.name.runid);
+            script
+                .arg(&lease.value)
+                .arg(payload::identity(&lease.value).unwrap_or_default());
+            script
+                .arg(mirror_field(&lease.name))
+                .arg(last_modified.as_deref().unwrap_or_default());
+            script.arg(channel).arg(message);
+            script.invoke_async(&mut redis).await
+        })?;
+        // nobody's at the second time of asking: the first, unanswered, released it
+        let by_the_first = result < 0 && asked.get() > 1 && Instant::now() < lease.deadline;
+        Ok(result > 0 || by_the_first)
+    }
+
+    fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
+        let stored: Option<Vec<u8>> = self.locks.call("read lock", async |mut redis| {
+            let mut script = HOLDER.key(name.key());
+            script.key(&name.runid).arg(mirror_field(name));
+            script.invoke_async(&mut redis).await
+        })?;
+        Ok(stored.map(|value| payload::holder(&value)))
+    }
+
+    fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError> {
+        self.locks.call("set last_modified", async |mut redis| {
+            let mut set = redis::cmd("HSET");
+            set.arg(runid).arg("last_modified").arg(last_modified);
+            set.exec_async(&mut redis).await
+        })
+    }
+}
+
+impl Status for Redis {
+    fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError> {
+        // sent twice if the connection breaks in between: better than a message lost
+        self.locks.call("publish status", async |mut redis| {
+            redis::cmd("PUBLISH")
+                .arg(channel)
+                .arg(message)
+                .exec_async(&mut redis)
+                .await
+        })
+    }
+}
+
+impl Store for Redis {
+    fn describe(&self) -> String {
+        self.server.settings().to_string()
+    }
+
+    fn ping(&self) -> Result<(), StoreError> {
+        for database in [&self.locks, &self.cache] {
+            database.call("reach Redis", async |mut redis| {
+                redis::cmd("PING").exec_async(&mut redis).await
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Redis")
+            .field(self.server.settings())
+            .finish()
+    }
+}
+
+fn seal_key(key: &str) -> String {
+    format!("nodbfs:seal:{key}")
+}
+
+fn mirror_field(name: &LockName) -> String {
+    format!("locked:{}", name.relpath)
+}
+
+/// `nodb:run-replacement:` and the hex sha256 of `run`, a NUL byte and the runid (PROTOCOL.md 2).
+fn fence_key(runid: &str) -> String {
+    let digest = Sha256::new()
+        .chain_update(b"run\0")
+        .chain_update(runid)
+        .finalize();
+    digest
+        .iter()
+        .fold("nodb:run-replacement:".to_owned(), |key, byte| {
+            format!("{key}{byte:02x}")
+        })
+}
+
+/// At least one: Redis knows no expiry of nought.
+fn milliseconds(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fence_key_is_the_one_nodb_processes_look_for() {
+        // python: hashlib.sha256(b"run\0mercuric-subcontract").hexdigest()
+        assert_eq!(
+            fence_key("mercuric-subcontract"),
+            "nodb:run-replacement:f1ce333b4aa72b16d852d3075d99844c4c9163c778fef89583bbf4a7b9bfc00d"
+        );
+    }
+}
