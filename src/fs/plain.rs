@@ -11,8 +11,9 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatVfs,
     Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-    copy_file_range, fallocate, fstatvfs, ftruncate, getxattr, linkat, listxattr, mkdirat, mknodat,
-    openat, readlinkat, removexattr, renameat_with, seek, setxattr, symlinkat, unlinkat, utimensat,
+    copy_file_range, fallocate, fstatvfs, ftruncate, getxattr, getxattr_query, linkat, listxattr,
+    listxattr_query, mkdirat, mknodat, openat, readlinkat, removexattr, renameat_with, seek,
+    setxattr, symlinkat, unlinkat, utimensat,
 };
 
 use crate::error::{Errno, Result};
@@ -279,7 +280,7 @@ pub enum XattrReply {
 pub fn read_xattr(fd: &impl AsFd, name: &OsStr, size: usize) -> Result<XattrReply> {
     let path = reopen_path(fd);
     if size == 0 {
-        return Ok(XattrReply::Size(getxattr(path, name, &mut [0_u8; 0][..])?));
+        return Ok(XattrReply::Size(getxattr_query(path, name)?));
     }
     let mut value = vec![0; size];
     let length = getxattr(path, name, &mut value[..])?;
@@ -291,7 +292,7 @@ pub fn read_xattr(fd: &impl AsFd, name: &OsStr, size: usize) -> Result<XattrRepl
 pub fn list_xattrs(fd: &impl AsFd, size: usize) -> Result<XattrReply> {
     let path = reopen_path(fd);
     if size == 0 {
-        return Ok(XattrReply::Size(listxattr(path, &mut [0_u8; 0][..])?));
+        return Ok(XattrReply::Size(listxattr_query(path)?));
     }
     let mut names = vec![0; size];
     let length = listxattr(path, &mut names[..])?;
@@ -454,12 +455,8 @@ fn time(set: Option<SetTime>) -> Timespec {
 /// The permission bits of a new file: a directory's default ACL takes the umask's place.
 fn masked(dir: &OwnedFd, mode: u32, umask: u32) -> Mode {
     let inherits = umask != 0
-        && getxattr(
-            reopen_path(dir),
-            c"system.posix_acl_default",
-            &mut [0_u8; 0][..],
-        )
-        .is_ok_and(|size| size > 0);
+        && getxattr_query(reopen_path(dir), c"system.posix_acl_default")
+            .is_ok_and(|size| size > 0);
     let mode = mode & 0o7777;
     Mode::from_raw_mode(if inherits { mode } else { mode & !umask })
 }
