@@ -174,9 +174,10 @@ impl Plain {
 
     fn remove(&self, place: &Place, flags: AtFlags) -> Result<()> {
         let inode = self.inodes.known_at(place);
+        let fd = inode.as_ref().and_then(|inode| self.inodes.fd(inode).ok());
         unlinkat(&*self.inodes.fd(&place.dir)?, &place.name, flags)?;
         if let Some(inode) = inode {
-            self.inodes.moved(&inode, place, None);
+            self.inodes.removed(&inode, place, fd);
         }
         Ok(())
     }
@@ -185,15 +186,18 @@ impl Plain {
     pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags) -> Result<()> {
         let moving = self.inodes.known_at(from);
         let target = self.inodes.known_at(to);
+        let target_fd = target.as_ref().and_then(|inode| self.inodes.fd(inode).ok());
         let (from_dir, to_dir) = (self.inodes.fd(&from.dir)?, self.inodes.fd(&to.dir)?);
         renameat_with(&*from_dir, &from.name, &*to_dir, &to.name, flags)?;
-        let exchanged = flags.contains(RenameFlags::EXCHANGE);
         if let Some(inode) = target {
-            self.inodes
-                .moved(&inode, to, exchanged.then(|| from.clone()));
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.inodes.moved(&inode, to, from.clone());
+            } else {
+                self.inodes.removed(&inode, to, target_fd);
+            }
         }
         if let Some(inode) = moving {
-            self.inodes.moved(&inode, from, Some(to.clone()));
+            self.inodes.moved(&inode, from, to.clone());
         }
         Ok(())
     }
