@@ -53,9 +53,14 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file: the kernel may go to the lower file by itself. With `read_only`, there is
-    /// nothing to flush.
-    Plain { fd: Arc<OwnedFd>, read_only: bool },
+    /// A plain file. With `read_only`, there is nothing to flush. The kernel may go to the lower
+    /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
+    /// bits would stay.
+    Plain {
+        fd: Arc<OwnedFd>,
+        read_only: bool,
+        set_id: bool,
+    },
     /// A generation: pages stay.
     Generation,
     /// A staging, or bytes that are not the inode's: every read and write is asked for.
@@ -109,7 +114,7 @@ impl Fs {
     }
 
     fn plain_entry(&self, inode: &Inode, attr: Attr) -> Entry {
-        entry(inode.id, attr, PLAIN_TTL, PLAIN_TTL)
+        entry(inode.id, attr, PLAIN_TTL, plain_attr_ttl(&attr))
     }
 
     fn generation_entry(&self, generation: Arc<Generation>) -> Entry {
@@ -132,7 +137,10 @@ impl Fs {
     /// The attributes of a node, and for how long they hold.
     pub fn getattr(&self, id: u64) -> Result<(Attr, Duration)> {
         match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => Ok((self.plain.getattr(&inode)?, PLAIN_TTL)),
+            Node::Plain(inode) => {
+                let attr = self.plain.getattr(&inode)?;
+                Ok((attr, plain_attr_ttl(&attr)))
+            }
             Node::Generation(generation) => Ok((generation.attr(), FOREVER)),
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
         }
@@ -171,10 +179,8 @@ impl Fs {
                         return self.set_controller(&controller, set, caller);
                     }
                 }
-                Ok((
-                    self.plain.setattr(&inode, fd.as_deref(), set, caller)?,
-                    PLAIN_TTL,
-                ))
+                let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
+                Ok((attr, plain_attr_ttl(&attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
                 self.set_controller(&generation.controller, set, caller)
@@ -330,9 +336,16 @@ impl Fs {
     }
 
     /// `fallocate`.
-    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        caller: Caller,
+    ) -> Result<()> {
         match self.handles.get(handle)? {
-            Handle::File(fd) => plain::allocate(&fd, mode, offset, length),
+            Handle::File(fd) => plain::allocate(&fd, mode, offset, length, caller),
             Handle::Writer(writer) => {
                 let mut draft = writer.staging.draft();
                 let end = offset.saturating_add(length);
@@ -375,10 +388,11 @@ impl Fs {
         from: (u64, u64),
         to: (u64, u64),
         length: usize,
+        caller: Caller,
     ) -> Result<usize> {
         match (self.handles.get(from.0)?, self.handles.get(to.0)?) {
             (Handle::File(source), Handle::File(target)) => {
-                plain::copy(&source, from.1, &target, to.1, length)
+                plain::copy(&source, from.1, &target, to.1, length, caller)
             }
             _ => Err(Errno::XDEV.into()),
         }
@@ -414,6 +428,15 @@ impl Fs {
 
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.plain.rmdir(&self.place(parent, name)?)
+    }
+}
+
+/// A write takes the set-uid bits away without the kernel hearing of it.
+fn plain_attr_ttl(attr: &Attr) -> Duration {
+    if attr.is_set_id() {
+        Duration::ZERO
+    } else {
+        PLAIN_TTL
     }
 }
 

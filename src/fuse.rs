@@ -138,7 +138,9 @@ fn reply_open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Resu
     };
     let handle = FileHandle(open.handle);
     let backing = match &open.opened {
-        Opened::Plain { fd, .. } => passthrough.attach(id, open.handle, || reply.open_backing(fd)),
+        Opened::Plain { fd, set_id, .. } => {
+            passthrough.attach(id, open.handle, !set_id, || reply.open_backing(fd))
+        }
         _ => None,
     };
     match backing {
@@ -640,7 +642,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -648,7 +650,11 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.fs.fallocate(fh.0, offset, length, mode));
+        reply_empty(
+            reply,
+            self.fs
+                .fallocate(fh.0, offset, length, mode, caller(request)),
+        );
     }
 
     fn lseek(
@@ -668,7 +674,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -681,10 +687,11 @@ impl Filesystem for Adapter {
     ) {
         // the reply holds no more than 32 bits
         let length = len.min(u64::from(u32::MAX >> 1)) as usize;
+        let caller = caller(request);
         self.run(true, move |fs| {
             reply_write(
                 reply,
-                fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length),
+                fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length, caller),
             );
         });
     }
@@ -705,8 +712,8 @@ fn reply_create(reply: ReplyCreate, passthrough: &Passthrough, answer: Result<(E
     let attr = convert::attr(entry.id, &entry.attr);
     let (ttl, handle) = (entry.entry_ttl.min(entry.attr_ttl), FileHandle(open.handle));
     let backing = match &open.opened {
-        Opened::Plain { fd, .. } => {
-            passthrough.attach(entry.id, open.handle, || reply.open_backing(fd))
+        Opened::Plain { fd, set_id, .. } => {
+            passthrough.attach(entry.id, open.handle, !set_id, || reply.open_backing(fd))
         }
         _ => None,
     };

@@ -86,6 +86,11 @@ impl Attr {
         self.file_type() == FileType::Directory
     }
 
+    /// Whether it is a file that runs with its owner's or its group's rights.
+    pub fn is_set_id(&self) -> bool {
+        self.is_file() && self.mode & (libc::S_ISUID | libc::S_ISGID) != 0
+    }
+
     /// `(mtime, size)`, by which NoDb processes tell generations apart (PROTOCOL.md 5).
     pub fn signature(&self) -> Signature {
         Signature {

@@ -259,6 +259,23 @@ impl Inodes {
         }
     }
 
+    /// What the source says of `inode` under the name it was found by last, or by its descriptor
+    /// where it has no name any more. ESTALE: the name leads elsewhere, the kernel is to look again.
+    pub fn still_there(&self, inode: &Inode) -> Result<Attr> {
+        let Some(place) = inode.places().into_iter().next() else {
+            return Ok(Attr::of_fd(&*self.fd(inode)?)?);
+        };
+        match Attr::of_name(&*self.fd(&place.dir)?, &place.name) {
+            Ok(attr) if attr.ident == inode.ident => Ok(attr),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
+                // by a descriptor the file can still be asked for, as `/proc/self/fd` does
+                self.removed(inode, &place, self.fd(inode).ok());
+                Err(Errno::STALE.into())
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// The lower file at this inode became a controller's generation: lookups give that from now
     /// on, and this inode lives only for those who have it open.
     pub fn disown(&self, inode: &Arc<Inode>) {

@@ -52,10 +52,11 @@ impl Fs {
                 {
                     return Err(self.send_back(&controller, flags, caller));
                 }
-                let fd = self.plain.open(&inode, flags)?;
+                let (attr, fd) = self.plain.open(&inode, flags, caller)?;
                 let opened = Opened::Plain {
                     fd: fd.clone(),
                     read_only: !writes(flags),
+                    set_id: attr.is_set_id(),
                 };
                 Ok(Open {
                     handle: self.handles.add(Handle::File(fd)),
@@ -152,6 +153,7 @@ impl Fs {
         let opened = Opened::Plain {
             fd: fd.clone(),
             read_only: false,
+            set_id: attr.is_set_id(),
         };
         Ok((
             self.plain_entry(&inode, attr),

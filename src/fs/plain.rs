@@ -202,8 +202,10 @@ impl Plain {
         Ok(())
     }
 
-    /// Opens a regular file with the caller's `flags`.
-    pub fn open(&self, inode: &Inode, flags: i32) -> Result<Arc<OwnedFd>> {
+    /// Opens a regular file with the caller's `flags`: the one that has the name now, whatever the
+    /// kernel remembers. What is written must not go to a file that was replaced meanwhile.
+    pub fn open(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<(Attr, Arc<OwnedFd>)> {
+        let attr = self.inodes.still_there(inode)?;
         let lower = self.inodes.fd(inode)?;
         let fd = Arc::new(openat(
             CWD,
@@ -211,8 +213,11 @@ impl Plain {
             passed_on(flags),
             Mode::empty(),
         )?);
+        if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
+            kill_privileges(&*fd)?;
+        }
         inode.opened(&fd);
-        Ok(fd)
+        Ok((attr, fd))
     }
 
     /// Creates and opens a regular file; it belongs to the caller.
@@ -402,13 +407,17 @@ pub fn sync(fd: &OwnedFd, data_only: bool) -> Result<()> {
 }
 
 /// `fallocate` with the caller's mode bits.
-pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64) -> Result<()> {
-    Ok(fallocate(
+pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64, caller: Caller) -> Result<()> {
+    fallocate(
         fd,
         FallocateFlags::from_bits_retain(mode as u32),
         offset,
         length,
-    )?)
+    )?;
+    if caller.uid != 0 {
+        kill_privileges(fd)?;
+    }
+    Ok(())
 }
 
 /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`; the kernel answers the others itself.
@@ -428,14 +437,19 @@ pub fn copy(
     to: &OwnedFd,
     mut offset_out: u64,
     length: usize,
+    caller: Caller,
 ) -> Result<usize> {
-    Ok(copy_file_range(
+    let copied = copy_file_range(
         from,
         Some(&mut offset_in),
         to,
         Some(&mut offset_out),
         length,
-    )?)
+    )?;
+    if caller.uid != 0 {
+        kill_privileges(to)?;
+    }
+    Ok(copied)
 }
 
 fn passed_on(flags: i32) -> OFlags {
@@ -459,8 +473,7 @@ fn time(set: Option<SetTime>) -> Timespec {
 /// The permission bits of a new file: a directory's default ACL takes the umask's place.
 fn masked(dir: &OwnedFd, mode: u32, umask: u32) -> Mode {
     let inherits = umask != 0
-        && getxattr_query(reopen_path(dir), c"system.posix_acl_default")
-            .is_ok_and(|size| size > 0);
+        && getxattr_query(reopen_path(dir), c"system.posix_acl_default").is_ok_and(|size| size > 0);
     let mode = mode & 0o7777;
     Mode::from_raw_mode(if inherits { mode } else { mode & !umask })
 }
