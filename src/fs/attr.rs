@@ -153,7 +153,12 @@ pub fn timespec(nanos: i128) -> rustix::fs::Timespec {
 
 /// Nanoseconds since the epoch as the standard library's time.
 pub fn system_time(nanos: i128) -> SystemTime {
-    let span = Duration::from_nanos(nanos.unsigned_abs() as u64);
+    let distance = nanos.unsigned_abs();
+    // as seconds and the rest: 64 bits of nanoseconds end in the year 2554
+    let span = Duration::new(
+        (distance / NANOS.unsigned_abs()) as u64,
+        (distance % NANOS.unsigned_abs()) as u32,
+    );
     if nanos < 0 {
         UNIX_EPOCH - span
     } else {
@@ -166,5 +171,17 @@ pub fn unix_nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_nanos() as i128,
         Err(before) => -(before.duration().as_nanos() as i128),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_any_age_survive_the_way_there_and_back() {
+        for nanos in [0, 1, -1, -5_999_999_999, (1_i128 << 40) * NANOS + 3] {
+            assert_eq!(unix_nanos(system_time(nanos)), nanos);
+        }
     }
 }
