@@ -7,6 +7,7 @@ pub mod mount;
 pub mod python;
 pub mod redis;
 pub mod sample;
+pub mod twins;
 
 use std::path::{Path, PathBuf};
 
