@@ -56,9 +56,14 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file: the kernel may go to the lower file by itself. With `read_only`, there is
-    /// nothing to flush.
-    Plain { fd: Arc<OwnedFd>, read_only: bool },
+    /// A plain file. With `read_only`, there is nothing to flush. The kernel may go to the lower
+    /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
+    /// bits would stay.
+    Plain {
+        fd: Arc<OwnedFd>,
+        read_only: bool,
+        set_id: bool,
+    },
     /// A generation: pages stay.
     Generation,
     /// A staging, or bytes that are not the inode's: every read and write is asked for.
@@ -114,7 +119,7 @@ impl Fs {
     }
 
     fn plain_entry(&self, inode: &Inode, attr: Attr) -> Entry {
-        entry(inode.id, attr, PLAIN_TTL, PLAIN_TTL)
+        entry(inode.id, attr, PLAIN_TTL, plain_attr_ttl(&attr))
     }
 
     /// With `watched`, the kernel is told when the name leads elsewhere. A watched directory says
@@ -145,7 +150,10 @@ impl Fs {
     /// The attributes of a node, and for how long they hold.
     pub fn getattr(&self, id: u64) -> Result<(Attr, Duration)> {
         match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => Ok((self.plain.getattr(&inode)?, PLAIN_TTL)),
+            Node::Plain(inode) => {
+                let attr = self.plain.getattr(&inode)?;
+                Ok((attr, plain_attr_ttl(&attr)))
+            }
             Node::Generation(generation) => {
                 let attr = self.nodb.attr_now(&generation);
                 Ok((attr, generation_ttl(&attr)))
@@ -183,10 +191,8 @@ impl Fs {
                     let attr = self.set_controller(&controller, set, caller)?;
                     return Ok((attr, Duration::ZERO));
                 }
-                Ok((
-                    self.plain.setattr(&inode, fd.as_deref(), set, caller)?,
-                    PLAIN_TTL,
-                ))
+                let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
+                Ok((attr, plain_attr_ttl(&attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
                 let attr = self.set_controller(&generation.controller, set, caller)?;
@@ -359,13 +365,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<()> {
         match self.handles.get(handle)? {
-            Handle::File(fd) => {
-                plain::allocate(&fd, mode, offset, length)?;
-                if caller.uid != 0 {
-                    plain::kill_privileges(&*fd)?;
-                }
-                Ok(())
-            }
+            Handle::File(fd) => plain::allocate(&fd, mode, offset, length, caller),
             Handle::Writer(writer) => {
                 let mut draft = writer.staging.draft();
                 let end = offset.saturating_add(length);
@@ -408,10 +408,11 @@ impl Fs {
         from: (u64, u64),
         to: (u64, u64),
         length: usize,
+        caller: Caller,
     ) -> Result<usize> {
         match (self.handles.get(from.0)?, self.handles.get(to.0)?) {
             (Handle::File(source), Handle::File(target)) => {
-                plain::copy(&source, from.1, &target, to.1, length)
+                plain::copy(&source, from.1, &target, to.1, length, caller)
             }
             _ => Err(Errno::XDEV.into()),
         }
@@ -447,6 +448,15 @@ impl Fs {
 
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.plain.rmdir(&self.place(parent, name)?)
+    }
+}
+
+/// A write takes the set-uid bits away without the kernel hearing of it.
+fn plain_attr_ttl(attr: &Attr) -> Duration {
+    if attr.is_set_id() {
+        Duration::ZERO
+    } else {
+        PLAIN_TTL
     }
 }
 

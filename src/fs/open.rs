@@ -51,13 +51,11 @@ impl Fs {
                 if let Some(controller) = self.became(&inode) {
                     return Err(self.send_back(&controller, flags, caller));
                 }
-                let fd = self.plain.open(&inode, flags)?;
-                if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
-                    plain::kill_privileges(&*fd)?;
-                }
+                let (attr, fd) = self.plain.open(&inode, flags, caller)?;
                 let opened = Opened::Plain {
                     fd: fd.clone(),
                     read_only: !writes(flags),
+                    set_id: attr.is_set_id(),
                 };
                 Ok(Open {
                     handle: self.handles.add(Handle::File(fd)),
@@ -159,6 +157,7 @@ impl Fs {
         let opened = Opened::Plain {
             fd: fd.clone(),
             read_only: false,
+            set_id: attr.is_set_id(),
         };
         Ok((
             self.plain_entry(&inode, attr),

@@ -183,12 +183,10 @@ impl Plain {
 
     fn remove(&self, place: &Place, flags: AtFlags) -> Result<()> {
         let inode = self.inodes.known_at(place);
-        if let Some(inode) = &inode {
-            self.inodes.let_go(inode);
-        }
+        let fd = inode.as_ref().and_then(|inode| self.inodes.last_fd(inode));
         unlinkat(&*self.inodes.fd(&place.dir)?, &place.name, flags)?;
         if let Some(inode) = inode {
-            self.inodes.moved(&inode, place, None);
+            self.inodes.removed(&inode, place, fd);
         }
         Ok(())
     }
@@ -197,24 +195,26 @@ impl Plain {
     pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags) -> Result<()> {
         let moving = self.inodes.known_at(from);
         let target = self.inodes.known_at(to);
-        if let Some(inode) = &target {
-            self.inodes.let_go(inode);
-        }
+        let target_fd = target.as_ref().and_then(|inode| self.inodes.last_fd(inode));
         let (from_dir, to_dir) = (self.inodes.fd(&from.dir)?, self.inodes.fd(&to.dir)?);
         renameat_with(&*from_dir, &from.name, &*to_dir, &to.name, flags)?;
-        let exchanged = flags.contains(RenameFlags::EXCHANGE);
         if let Some(inode) = target {
-            self.inodes
-                .moved(&inode, to, exchanged.then(|| from.clone()));
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.inodes.moved(&inode, to, from.clone());
+            } else {
+                self.inodes.removed(&inode, to, target_fd);
+            }
         }
         if let Some(inode) = moving {
-            self.inodes.moved(&inode, from, Some(to.clone()));
+            self.inodes.moved(&inode, from, to.clone());
         }
         Ok(())
     }
 
-    /// Opens a regular file with the caller's `flags`.
-    pub fn open(&self, inode: &Inode, flags: i32) -> Result<Arc<OwnedFd>> {
+    /// Opens a regular file with the caller's `flags`: the one that has the name now, whatever the
+    /// kernel remembers. What is written must not go to a file that was replaced meanwhile.
+    pub fn open(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<(Attr, Arc<OwnedFd>)> {
+        let attr = self.inodes.still_there(inode)?;
         let lower = self.inodes.fd(inode)?;
         let fd = Arc::new(openat(
             CWD,
@@ -222,8 +222,11 @@ impl Plain {
             passed_on(flags),
             Mode::empty(),
         )?);
+        if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
+            kill_privileges(&*fd)?;
+        }
         inode.opened(&fd);
-        Ok(fd)
+        Ok((attr, fd))
     }
 
     /// Creates and opens a regular file; it belongs to the caller.
@@ -424,13 +427,17 @@ pub fn sync(fd: &OwnedFd, data_only: bool) -> Result<()> {
 }
 
 /// `fallocate` with the caller's mode bits.
-pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64) -> Result<()> {
-    Ok(fallocate(
+pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64, caller: Caller) -> Result<()> {
+    fallocate(
         fd,
         FallocateFlags::from_bits_retain(mode as u32),
         offset,
         length,
-    )?)
+    )?;
+    if caller.uid != 0 {
+        kill_privileges(fd)?;
+    }
+    Ok(())
 }
 
 /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`; the kernel answers the others itself.
@@ -450,14 +457,19 @@ pub fn copy(
     to: &OwnedFd,
     mut offset_out: u64,
     length: usize,
+    caller: Caller,
 ) -> Result<usize> {
-    Ok(copy_file_range(
+    let copied = copy_file_range(
         from,
         Some(&mut offset_in),
         to,
         Some(&mut offset_out),
         length,
-    )?)
+    )?;
+    if caller.uid != 0 {
+        kill_privileges(to)?;
+    }
+    Ok(copied)
 }
 
 fn passed_on(flags: i32) -> OFlags {

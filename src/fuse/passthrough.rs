@@ -29,32 +29,30 @@ impl Passthrough {
         self.allowed.store(allowed, Ordering::Relaxed);
     }
 
-    /// A new open of the inode `id`: its backing file, registered with `open` for the first one.
-    /// `None`, from there or from here: through the page cache.
+    /// A new open of the inode `id`: its backing file, registered with `open` for the first one if
+    /// that is `wanted`. `None`: through the page cache.
     pub fn attach(
         &self,
         id: u64,
         handle: u64,
-        open: impl FnOnce() -> io::Result<Option<BackingId>>,
+        wanted: bool,
+        open: impl FnOnce() -> io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         let mut inodes = self.inodes.lock();
         let backed = inodes.entry(id).or_insert_with(|| Backed {
-            backing: self.register(open),
+            backing: if wanted { self.register(open) } else { None },
             handles: Vec::new(),
         });
         backed.handles.push(handle);
         backed.backing.clone()
     }
 
-    fn register(
-        &self,
-        open: impl FnOnce() -> io::Result<Option<BackingId>>,
-    ) -> Option<Arc<BackingId>> {
+    fn register(&self, open: impl FnOnce() -> io::Result<BackingId>) -> Option<Arc<BackingId>> {
         if !self.allowed.load(Ordering::Relaxed) {
             return None;
         }
         match open() {
-            Ok(backing) => backing.map(Arc::new),
+            Ok(backing) => Some(Arc::new(backing)),
             Err(error) => {
                 tracing::info!(%error, "no kernel passthrough here; plain files go through the page cache");
                 self.allow(false);

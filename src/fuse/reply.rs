@@ -6,7 +6,6 @@ use fuser::{
     Errno as FuseErrno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty,
     ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
 };
-use rustix::fd::OwnedFd;
 
 use super::convert;
 use super::passthrough::Passthrough;
@@ -64,21 +63,15 @@ pub fn open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result
     };
     let handle = FileHandle(open.handle);
     let backing = match &open.opened {
-        Opened::Plain { fd, .. } => passthrough.attach(id, open.handle, || {
-            let direct = !is_set_id(fd);
-            direct.then(|| reply.open_backing(fd)).transpose()
-        }),
+        Opened::Plain { fd, set_id, .. } => {
+            passthrough.attach(id, open.handle, !set_id, || reply.open_backing(fd))
+        }
         _ => None,
     };
     match backing {
         Some(backing) => reply.opened_passthrough(handle, flags_of(&open.opened), &backing),
         None => reply.opened(handle, flags_of(&open.opened)),
     }
-}
-
-/// Whether a write must take set-id bits away: passed through, it would have the daemon's rights.
-fn is_set_id(fd: &OwnedFd) -> bool {
-    Attr::of_fd(fd).is_ok_and(|attr| attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0)
 }
 
 /// How the kernel is to treat what was opened (measured: every request saved counts).
@@ -114,10 +107,9 @@ pub fn create(reply: ReplyCreate, passthrough: &Passthrough, answer: Result<(Ent
     let attr = convert::attr(entry.id, &entry.attr);
     let (ttl, handle) = (entry.entry_ttl.min(entry.attr_ttl), FileHandle(open.handle));
     let backing = match &open.opened {
-        Opened::Plain { fd, .. } => passthrough.attach(entry.id, open.handle, || {
-            let direct = !is_set_id(fd);
-            direct.then(|| reply.open_backing(fd)).transpose()
-        }),
+        Opened::Plain { fd, set_id, .. } => {
+            passthrough.attach(entry.id, open.handle, !set_id, || reply.open_backing(fd))
+        }
         _ => None,
     };
     let flags = flags_of(&open.opened);

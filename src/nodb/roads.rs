@@ -324,7 +324,7 @@ impl Nodb {
             self.vanished(&self.controllers.at(from))?;
         }
         if let Some(inode) = moving {
-            self.plain.inodes.moved(&inode, from, Some(to.clone()));
+            self.plain.inodes.moved(&inode, from, to.clone());
             self.plain.inodes.disown(&inode);
         }
         Ok(())

@@ -8,6 +8,7 @@ pub mod python;
 pub mod redis;
 pub mod run;
 pub mod sample;
+pub mod twins;
 
 use std::path::{Path, PathBuf};
 
