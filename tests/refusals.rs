@@ -353,24 +353,22 @@ fn a_run_that_disappears_is_gone() {
         let child = "_pups/omni/scenarios/uniform_low";
         let path = format!("{child}/wepp.nodb");
         fs::read(run.at(&path)).unwrap();
-        let code = format!(
-            r#"
+        let code = r#"
 import shutil
 reader, writer = open(path), open(path, "w")
 shutil.rmtree(os.path.dirname(disk))
 print(json.loads(reader.read()) is not None)
-writer.write("{{}}")
+writer.write("{}")
 def anew():
     with open(path, "w") as file:
-        file.write("{{}}")
+        file.write("{}")
 for what in (writer.close, lambda: open(path), anew, lambda: os.stat(path)):
     try:
         what()
     except OSError as error:
         print(errno.errorcode[error.errno])
-"#
-        );
-        let said = run.python(&path, &code);
+"#;
+        let said = run.python(&path, code);
         let (first, errnos) = said.split_once('\n').unwrap();
         assert_eq!(first, "True");
         assert_eq!(errnos.lines().count(), 4, "{said}");
