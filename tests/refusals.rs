@@ -378,6 +378,8 @@ for what in (writer.close, lambda: open(path), anew, lambda: os.stat(path)):
                 .all(|errno| errno == "ENOENT" || errno == "ESTALE"),
             "{said}"
         );
+        // a new document that names no parent is under the run's own lock
+        run.await_unlocked(NAME);
         run.assert_consistent(NAME);
         assert_eq!(run.python(NAME, &attempt("write('{}')")), "done");
     }
