@@ -7,11 +7,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info};
+use uuid::Uuid;
 
 use crate::nodb::seal::digest;
 use crate::store::Store;
@@ -21,7 +21,6 @@ use crate::store::Store;
 pub struct Debts {
     dir: PathBuf,
     store: Arc<dyn Store>,
-    last: AtomicU64,
     /// Keys that could not even be written down.
     unwritten: Mutex<Vec<String>>,
 }
@@ -41,7 +40,6 @@ impl Debts {
         Self {
             dir,
             store,
-            last: AtomicU64::new(0),
             unwritten: Mutex::default(),
         }
     }
@@ -59,10 +57,8 @@ impl Debts {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
-        let number = self.last.fetch_add(1, Ordering::Relaxed);
-        let path = self
-            .dir
-            .join(format!("{}-{number}.json", std::process::id()));
+        // a daemon in a container often has the pid of the one before it, whose debts must stay
+        let path = self.dir.join(format!("{}.json", Uuid::new_v4()));
         let draft = path.with_extension("tmp");
         let mut file = OpenOptions::new()
             .write(true)
@@ -114,5 +110,30 @@ impl Debts {
         }
         fs::remove_file(path)?;
         Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Cache;
+    use crate::store::embedded::Embedded;
+
+    #[test]
+    fn the_next_daemon_with_the_same_pid_pays_for_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::new(1 << 20));
+        let keys = ["/run/a.nodb".to_owned(), "/run/b.nodb".to_owned()];
+        for key in &keys {
+            store.put(key, b"{}", b"seal").unwrap();
+        }
+        let one = Debts::new(dir.path(), store.clone());
+        one.owe(vec![keys[0].clone()]);
+        let next = Debts::new(dir.path(), store.clone());
+        next.owe(vec![keys[1].clone()]);
+        next.pay();
+        for key in &keys {
+            assert_eq!(store.get(key).unwrap().entry, None, "{key}");
+        }
     }
 }
