@@ -97,7 +97,8 @@ impl Locker {
         let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
         if let Some(held) = controller
             .lease_of(tgid)
-            .filter(|held| tgid != 0 && held.name() == name)
+            // one that was lost, or taken back from a writer that hangs, is no use to the next
+            .filter(|held| tgid != 0 && held.name() == name && held.value().is_some())
         {
             return Ok(Lease::Own(held));
         }
