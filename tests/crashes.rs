@@ -164,7 +164,8 @@ fn a_daemon_killed_at_any_moment_loses_nothing() {
     println!("{KILLS} kills, {forced} of them with umount -f");
     // whatever the dead daemons left goes when somebody looks, and nothing else does
     eventually("the leftovers go", || {
-        let left = listing(&site.at(""));
+        listing(&site.at(""));
+        let left = listing(&site.on_disk(""));
         left.iter()
             .filter(|name| name.starts_with(".nodbfs"))
             .count()

@@ -203,10 +203,11 @@ const ROADS: [(&str, fn(&Path, &str) -> String); 2] = [
     ("in place", saved_by_close),
     ("rename", |path, text| {
         let draft = path.with_extension("draft");
-        fs::write(&draft, text).unwrap();
-        let from = draft.clone();
-        let to = path.to_owned();
-        let said = call("a rename", move || fs::rename(from, to));
+        let (from, to, text) = (draft.clone(), path.to_owned(), text.to_owned());
+        let said = call("a rename", move || {
+            fs::write(&from, text)?;
+            fs::rename(from, to)
+        });
         // published or not, it is in nobody's way
         let _ = fs::remove_file(draft);
         said.map_or_else(|errno| errno.to_string(), |()| "saved".to_owned())
