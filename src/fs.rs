@@ -56,9 +56,14 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file: the kernel may go to the lower file by itself. With `read_only`, there is
-    /// nothing to flush.
-    Plain { fd: Arc<OwnedFd>, read_only: bool },
+    /// A plain file. With `read_only`, there is nothing to flush. The kernel may go to the lower
+    /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
+    /// bits would stay.
+    Plain {
+        fd: Arc<OwnedFd>,
+        read_only: bool,
+        set_id: bool,
+    },
     /// A generation: pages stay.
     Generation,
     /// A staging, or bytes that are not the inode's: every read and write is asked for.
@@ -106,19 +111,27 @@ impl Fs {
 
     /// The controller a plain inode has become since the kernel came to know it: its file was
     /// renamed onto a controller's name.
-    fn became(&self, inode: &Inode, attr: &Attr) -> Option<Arc<Controller>> {
+    fn became(&self, inode: &Inode) -> Option<Arc<Controller>> {
+        // asked of the inode, not of the file: that may have been replaced already
+        let regular = inode.ident.format == libc::S_IFREG;
         let place = inode.places().into_iter().next()?;
-        (attr.is_file() && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
+        (regular && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
     }
 
     fn plain_entry(&self, inode: &Inode, attr: Attr) -> Entry {
-        entry(inode.id, attr, PLAIN_TTL, PLAIN_TTL)
+        entry(inode.id, attr, PLAIN_TTL, plain_attr_ttl(&attr))
     }
 
-    /// With `watched`, the kernel is told when the name leads elsewhere.
+    /// With `watched`, the kernel is told when the name leads elsewhere. A watched directory says
+    /// nothing of changes by way of a file's other names.
     fn generation_entry(&self, generation: Arc<Generation>, watched: bool) -> Entry {
-        let entry_ttl = if watched { WATCHED_TTL } else { Duration::ZERO };
-        let shown = entry(generation.id, generation.attr(), entry_ttl, FOREVER);
+        let attr = generation.attr();
+        let entry_ttl = if watched && attr.nlink == 1 {
+            WATCHED_TTL
+        } else {
+            Duration::ZERO
+        };
+        let shown = entry(generation.id, attr, entry_ttl, generation_ttl(&attr));
         self.plain.inodes.raise(Node::Generation(generation));
         shown
     }
@@ -137,8 +150,14 @@ impl Fs {
     /// The attributes of a node, and for how long they hold.
     pub fn getattr(&self, id: u64) -> Result<(Attr, Duration)> {
         match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => Ok((self.plain.getattr(&inode)?, PLAIN_TTL)),
-            Node::Generation(generation) => Ok((generation.attr(), FOREVER)),
+            Node::Plain(inode) => {
+                let attr = self.plain.getattr(&inode)?;
+                Ok((attr, plain_attr_ttl(&attr)))
+            }
+            Node::Generation(generation) => {
+                let attr = self.nodb.attr_now(&generation);
+                Ok((attr, generation_ttl(&attr)))
+            }
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
         }
     }
@@ -166,23 +185,22 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => {
                 let fd = handle.and_then(|handle| self.handles.get(handle).ok()?.file().ok());
-                let controller = inode
-                    .places()
-                    .first()
-                    .is_some_and(|place| is_controller(&place.name));
-                if fd.is_none() && controller {
-                    let attr = self.plain.getattr(&inode)?;
-                    if let Some(controller) = self.became(&inode, &attr) {
-                        return self.set_controller(&controller, set, caller);
-                    }
+                if fd.is_none()
+                    && let Some(controller) = self.became(&inode)
+                {
+                    let attr = self.set_controller(&controller, set, caller)?;
+                    return Ok((attr, Duration::ZERO));
                 }
-                Ok((
-                    self.plain.setattr(&inode, fd.as_deref(), set, caller)?,
-                    PLAIN_TTL,
-                ))
+                let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
+                Ok((attr, plain_attr_ttl(&attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
-                self.set_controller(&generation.controller, set, caller)
+                let attr = self.set_controller(&generation.controller, set, caller)?;
+                // a truncation made another generation: this inode keeps its content for its readers
+                Ok(match set.size {
+                    Some(_) => (generation.attr(), Duration::ZERO),
+                    None => (attr, generation_ttl(&attr)),
+                })
             }
             // the kernel looks the name up again
             Node::Generation(_) => Err(Error::Superseded),
@@ -203,7 +221,7 @@ impl Fs {
         controller: &Arc<Controller>,
         set: &SetAttr,
         caller: Caller,
-    ) -> Result<(Attr, Duration)> {
+    ) -> Result<Attr> {
         let asking = Asking {
             caller,
             nonblocking: false,
@@ -212,20 +230,11 @@ impl Fs {
         if let Some(size) = set.size {
             self.nodb.truncate(controller, size, asking)?;
         }
-        let attr = if set.is_empty() {
-            self.plain.stat(&controller.place)?
+        if set.is_empty() {
+            self.plain.stat(&controller.place)
         } else {
-            self.nodb.set_attributes(controller, set, asking)?
-        };
-        // a truncation made another generation, which this inode is not
-        Ok((
-            attr,
-            if set.size.is_some() {
-                Duration::ZERO
-            } else {
-                FOREVER
-            },
-        ))
+            self.nodb.set_attributes(controller, set, asking)
+        }
     }
 
     pub fn readlink(&self, id: u64) -> Result<Vec<u8>> {
@@ -347,9 +356,16 @@ impl Fs {
     }
 
     /// `fallocate`.
-    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        caller: Caller,
+    ) -> Result<()> {
         match self.handles.get(handle)? {
-            Handle::File(fd) => plain::allocate(&fd, mode, offset, length),
+            Handle::File(fd) => plain::allocate(&fd, mode, offset, length, caller),
             Handle::Writer(writer) => {
                 let mut draft = writer.staging.draft();
                 let end = offset.saturating_add(length);
@@ -392,10 +408,11 @@ impl Fs {
         from: (u64, u64),
         to: (u64, u64),
         length: usize,
+        caller: Caller,
     ) -> Result<usize> {
         match (self.handles.get(from.0)?, self.handles.get(to.0)?) {
             (Handle::File(source), Handle::File(target)) => {
-                plain::copy(&source, from.1, &target, to.1, length)
+                plain::copy(&source, from.1, &target, to.1, length, caller)
             }
             _ => Err(Errno::XDEV.into()),
         }
@@ -434,6 +451,15 @@ impl Fs {
     }
 }
 
+/// A write takes the set-uid bits away without the kernel hearing of it.
+fn plain_attr_ttl(attr: &Attr) -> Duration {
+    if attr.is_set_id() {
+        Duration::ZERO
+    } else {
+        PLAIN_TTL
+    }
+}
+
 /// A node as the kernel is told of it. Where its number is not the lower file's, the kernel must
 /// ask for the attributes to learn `st_ino`.
 fn entry(id: u64, attr: Attr, entry_ttl: Duration, attr_ttl: Duration) -> Entry {
@@ -447,5 +473,15 @@ fn entry(id: u64, attr: Attr, entry_ttl: Duration, attr_ttl: Duration) -> Entry 
         attr,
         entry_ttl,
         attr_ttl,
+    }
+}
+
+/// How long a generation's attributes hold: for ever, but for the link count of one that has had
+/// other names.
+fn generation_ttl(attr: &Attr) -> Duration {
+    if attr.nlink == 1 {
+        FOREVER
+    } else {
+        Duration::ZERO
     }
 }

@@ -574,7 +574,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -582,7 +582,11 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply::empty(reply, self.fs.fallocate(fh.0, offset, length, mode));
+        reply::empty(
+            reply,
+            self.fs
+                .fallocate(fh.0, offset, length, mode, caller(request)),
+        );
     }
 
     fn lseek(
@@ -602,7 +606,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -615,10 +619,11 @@ impl Filesystem for Adapter {
     ) {
         // the reply holds no more than 32 bits
         let length = len.min(u64::from(u32::MAX >> 1)) as usize;
+        let caller = caller(request);
         self.run(true, move |fs| {
             reply::write(
                 reply,
-                fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length),
+                fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length, caller),
             );
         });
     }

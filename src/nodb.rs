@@ -150,7 +150,8 @@ impl Nodb {
         let Ok(attr) = self.plain.stat(&place) else {
             return;
         };
-        let age = unix_nanos(SystemTime::now()) - attr.mtime;
+        // the old generation of a commit under way has an old mtime, but was renamed just now
+        let age = unix_nanos(SystemTime::now()) - attr.ctime;
         if leftovers::is_leftover(name, age) && attr.is_file() {
             match self.plain.unlink(&place) {
                 Ok(()) => info!(?name, "cleared what a crashed nodbfs left"),

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -187,15 +188,13 @@ fn leftovers_of_dead_daemons_go_on_sight_and_others_stay() {
     let mut site = Site::new(&[]);
     let dead = site.mount.pid();
     site.mount.crash();
-    let host = rustix::system::uname()
-        .nodename()
-        .to_str()
-        .unwrap()
-        .to_owned();
+    let host = rustix::system::uname();
+    let host = host.nodename().to_str().unwrap();
+    let pids = fs::metadata("/proc/self/ns/pid").unwrap().ino();
     let living = std::process::id();
-    let left = format!(".nodbfs-{host}-{dead}-0.tmp");
+    let left = format!(".nodbfs-{host}-{pids}-{dead}-0.tmp");
     let theirs = [
-        format!(".nodbfs-{host}-{living}-0.tmp"),
+        format!(".nodbfs-{host}-{pids}-{living}-0.tmp"),
         ".nodbfs-another-host-17-3.tmp".to_owned(),
         ".wepp.nodb.x7f3.tmp".to_owned(),
         ".nodbfs-notes.txt".to_owned(),

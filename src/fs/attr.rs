@@ -56,6 +56,13 @@ impl Attr {
         Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
+    /// As [`Attr::of_name`], from the server where there is one: a network file system may otherwise
+    /// answer from memory.
+    pub fn of_name_now(dir: impl AsFd, name: impl Arg) -> Result<Self, Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+        Self::look(dir, name, flags)
+    }
+
     /// The attributes of an open descriptor.
     pub fn of_fd(fd: impl AsFd) -> Result<Self, Errno> {
         Self::look(fd, c"", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
@@ -84,6 +91,11 @@ impl Attr {
     /// Whether it is a directory.
     pub fn is_dir(&self) -> bool {
         self.file_type() == FileType::Directory
+    }
+
+    /// Whether it is a file that runs with its owner's or its group's rights.
+    pub fn is_set_id(&self) -> bool {
+        self.is_file() && self.mode & (libc::S_ISUID | libc::S_ISGID) != 0
     }
 
     /// `(mtime, size)`, by which NoDb processes tell generations apart (PROTOCOL.md 5).
@@ -148,7 +160,12 @@ pub fn timespec(nanos: i128) -> rustix::fs::Timespec {
 
 /// Nanoseconds since the epoch as the standard library's time.
 pub fn system_time(nanos: i128) -> SystemTime {
-    let span = Duration::from_nanos(nanos.unsigned_abs() as u64);
+    let distance = nanos.unsigned_abs();
+    // as seconds and the rest: 64 bits of nanoseconds end in the year 2554
+    let span = Duration::new(
+        (distance / NANOS.unsigned_abs()) as u64,
+        (distance % NANOS.unsigned_abs()) as u32,
+    );
     if nanos < 0 {
         UNIX_EPOCH - span
     } else {
@@ -161,5 +178,17 @@ pub fn unix_nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_nanos() as i128,
         Err(before) => -(before.duration().as_nanos() as i128),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_any_age_survive_the_way_there_and_back() {
+        for nanos in [0, 1, -1, -5_999_999_999, (1_i128 << 40) * NANOS + 3] {
+            assert_eq!(unix_nanos(system_time(nanos)), nanos);
+        }
     }
 }

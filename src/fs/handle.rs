@@ -121,10 +121,16 @@ impl OpenDir {
         let mut names = RawDir::new(&self.fd, buffer.spare_capacity_mut());
         while let Some(entry) = names.next() {
             let entry = entry?;
+            // not every file system says it, and the kernel's reply has no room for not knowing
+            let file_type = match entry.file_type() {
+                FileType::Unknown => Attr::of_name(&self.fd, entry.file_name())
+                    .map_or(FileType::Unknown, |attr| attr.file_type()),
+                known => known,
+            };
             let more = each(DirEntry {
                 name: std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(),
                 ino: entry.ino(),
-                file_type: entry.file_type(),
+                file_type,
                 next: entry.next_entry_cookie(),
             })?;
             if !more {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat, readlinkat};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
@@ -19,6 +19,9 @@ use crate::node::Node;
 
 /// The kernel's number of the mount's root.
 pub const ROOT: u64 = 1;
+
+/// `f_type` of NFS.
+const NFS: i64 = 0x6969;
 
 /// Numbers of our own start here, above what file systems hand out.
 const SYNTHETIC: u64 = 1 << 62;
@@ -51,8 +54,11 @@ pub struct Inode {
     pub ident: Ident,
     /// The names it was found under, the latest first: hard links have several.
     places: Mutex<Vec<Place>>,
-    /// The descriptor of an open handle: reaches the file when its last name is gone.
-    open: Mutex<Weak<OwnedFd>>,
+    /// The descriptors of open handles: they reach the file when its last name is gone.
+    open: Mutex<Vec<Weak<OwnedFd>>>,
+    /// A descriptor from the time of the last name: whoever has the file open, or stands in the
+    /// directory, may go on asking for it until the kernel forgets it.
+    nameless: Mutex<Option<Arc<OwnedFd>>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
     listed: Mutex<i128>,
 }
@@ -69,7 +75,9 @@ impl Inode {
 
     /// Remembers a descriptor that stays open as long as some handle does.
     pub fn opened(&self, fd: &Arc<OwnedFd>) {
-        *self.open.lock() = Arc::downgrade(fd);
+        let mut open = self.open.lock();
+        open.retain(|known| known.strong_count() > 0);
+        open.push(Arc::downgrade(fd));
     }
 
     /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
@@ -96,12 +104,26 @@ impl Inode {
     }
 }
 
+impl Drop for Inode {
+    /// Directories hold on to the ones above, in trees deeper than a thread's stack.
+    fn drop(&mut self) {
+        let mut held = std::mem::take(self.places.get_mut());
+        while let Some(place) = held.pop() {
+            if let Some(mut dir) = Arc::into_inner(place.dir) {
+                held.append(dir.places.get_mut());
+            }
+        }
+    }
+}
+
 /// All inodes of a mount.
 ///
-/// Lock order: `table` before an inode's `places`; `descriptors` and an inode's `open` are taken
-/// alone. None is held across a system call.
+/// Lock order: `table` before an inode's `places`; `descriptors` and an inode's `open` and `nameless`
+/// are taken alone. None is held across a system call.
 #[derive(Debug)]
 pub struct Inodes {
+    /// Whether unlinked files that are in use stay in their directories, as on NFS.
+    renames_silly: bool,
     root: Arc<Inode>,
     root_fd: Arc<OwnedFd>,
     table: Mutex<Table>,
@@ -126,11 +148,13 @@ impl Inodes {
     /// The inodes below `root_fd`, keeping at most `descriptors` of them open.
     pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
         let attr = Attr::of_fd(&root_fd)?;
+        let renames_silly = fstatfs(&root_fd)?.f_type == NFS;
         let root = Arc::new(Inode {
             id: ROOT,
             ident: attr.ident,
             places: Mutex::default(),
             open: Mutex::default(),
+            nameless: Mutex::default(),
             listed: Mutex::default(),
         });
         let known = Known {
@@ -138,6 +162,7 @@ impl Inodes {
             lookups: 1,
         };
         Ok(Self {
+            renames_silly,
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
                 plain: HashMap::from([(root.ident, root.clone())]),
@@ -176,6 +201,7 @@ impl Inodes {
                     ident: attr.ident,
                     places: Mutex::default(),
                     open: Mutex::default(),
+                    nameless: Mutex::default(),
                     listed: Mutex::default(),
                 });
                 table.plain.insert(attr.ident, inode.clone());
@@ -229,13 +255,47 @@ impl Inodes {
         self.table.lock().plain.get(&attr.ident).cloned()
     }
 
-    /// `inode` left the name `from`, for `to` or for good.
-    pub fn moved(&self, inode: &Inode, from: &Place, to: Option<Place>) {
+    /// `inode` left the name `from` for `to`.
+    pub fn moved(&self, inode: &Inode, from: &Place, to: Place) {
         inode.drop_place(&from.dir, &from.name);
-        match to {
-            Some(to) => inode.add_place(to),
-            // an O_PATH descriptor would keep the space of an unlinked file
-            None => drop(self.descriptors.lock().pop(&inode.id)),
+        inode.add_place(to);
+    }
+
+    /// A descriptor to know `inode` by when its last name is gone. On NFS none for files: an unlinked
+    /// file that somebody has a descriptor of would stay in its directory under a name of its own.
+    pub fn last_fd(&self, inode: &Inode) -> Option<Arc<OwnedFd>> {
+        if self.renames_silly && !inode.is_dir() {
+            self.descriptors.lock().pop(&inode.id);
+            return None;
+        }
+        self.fd(inode).ok()
+    }
+
+    /// `inode` lost the name `from`; `fd` is a descriptor of it from before, where there was one.
+    /// It keeps the file, and its number from being used anew, for as long as the kernel knows it:
+    /// where nobody uses the file, that forgets it at once.
+    pub fn removed(&self, inode: &Inode, from: &Place, fd: Option<Arc<OwnedFd>>) {
+        inode.drop_place(&from.dir, &from.name);
+        if inode.places.lock().is_empty() {
+            self.descriptors.lock().pop(&inode.id);
+            *inode.nameless.lock() = fd;
+        }
+    }
+
+    /// What the source says of `inode` under the name it was found by last, or by its descriptor
+    /// where it has no name any more. ESTALE: the name leads elsewhere, the kernel is to look again.
+    pub fn still_there(&self, inode: &Inode) -> Result<Attr> {
+        let Some(place) = inode.places().into_iter().next() else {
+            return Ok(Attr::of_fd(&*self.fd(inode)?)?);
+        };
+        match Attr::of_name(&*self.fd(&place.dir)?, &place.name) {
+            Ok(attr) if attr.ident == inode.ident => Ok(attr),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
+                // by a descriptor the file can still be asked for, as `/proc/self/fd` does
+                self.removed(inode, &place, self.fd(inode).ok());
+                Err(Errno::STALE.into())
+            }
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -248,28 +308,71 @@ impl Inodes {
     /// A descriptor of the lower file: `O_PATH`, or an open handle's own. Never one of a file
     /// that merely took over the name. ESTALE: it is not where it was, look again.
     pub fn fd(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        if inode.id == ROOT {
-            return Ok(self.root_fd.clone());
-        }
-        if let Some(fd) = self.descriptors.lock().get(&inode.id) {
-            return Ok(fd.clone());
-        }
-        if let Some(fd) = inode.open.lock().upgrade() {
+        if let Some(fd) = self.at_hand(inode) {
             return Ok(fd);
         }
         for place in inode.places() {
-            let dir = self.fd(&place.dir)?;
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let Ok(fd) = openat(&*dir, &place.name, flags, Mode::empty()) else {
-                continue;
-            };
-            if Attr::of_fd(&fd)?.ident == inode.ident {
-                let fd = Arc::new(fd);
-                self.descriptors.lock().put(inode.id, fd.clone());
+            let dir = self.dir_fd(&place.dir)?;
+            if let Some(fd) = self.open_path(&dir, &place.name, inode)? {
                 return Ok(fd);
             }
         }
         Err(Errno::STALE.into())
+    }
+
+    fn at_hand(&self, inode: &Inode) -> Option<Arc<OwnedFd>> {
+        if inode.id == ROOT {
+            return Some(self.root_fd.clone());
+        }
+        if let Some(fd) = self.descriptors.lock().get(&inode.id) {
+            return Some(fd.clone());
+        }
+        if let Some(fd) = &*inode.nameless.lock() {
+            return Some(fd.clone());
+        }
+        inode.open.lock().iter().find_map(Weak::upgrade)
+    }
+
+    /// A directory's descriptor: up to the first one at hand and down again. Trees are deeper than
+    /// a thread's stack, so without recursion.
+    fn dir_fd(&self, dir: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        let mut way: Vec<(Arc<Inode>, OsString)> = Vec::new();
+        let mut above = dir.clone();
+        let mut fd = loop {
+            if let Some(fd) = self.at_hand(&above) {
+                break fd;
+            }
+            let place = above.places().into_iter().next().ok_or(Errno::STALE)?;
+            // places learnt at different times may go round in a circle
+            if way.len() > self.table.lock().nodes.len() {
+                return Err(Errno::STALE.into());
+            }
+            way.push((above, place.name));
+            above = place.dir;
+        };
+        while let Some((inode, name)) = way.pop() {
+            fd = self.open_path(&fd, &name, &inode)?.ok_or(Errno::STALE)?;
+        }
+        Ok(fd)
+    }
+
+    /// Opens `name` in `dir` if it is `inode`, and keeps the descriptor for the next time.
+    fn open_path(
+        &self,
+        dir: &OwnedFd,
+        name: &OsStr,
+        inode: &Inode,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = openat(dir, name, flags, Mode::empty()) else {
+            return Ok(None);
+        };
+        if Attr::of_fd(&fd)?.ident != inode.ident {
+            return Ok(None);
+        }
+        let fd = Arc::new(fd);
+        self.descriptors.lock().put(inode.id, fd.clone());
+        Ok(Some(fd))
     }
 
     /// The path of a directory relative to the root, as it is now, wherever it was moved.
@@ -326,4 +429,42 @@ pub fn reopen_path(fd: &impl AsFd) -> String {
 fn path_of(fd: &impl AsFd) -> Result<PathBuf> {
     let path = readlinkat(CWD, reopen_path(fd), Vec::new())?;
     Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_may_be_deeper_than_a_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
+        let mut attr = Attr::of_fd(&root).unwrap();
+        let inodes = Inodes::new(root, NonZeroUsize::MIN).unwrap();
+        let mut lowest = inodes.root.clone();
+        for _ in 0..50_000 {
+            attr.ident.ino += 1;
+            lowest = inodes.found(Place::new(&lowest, OsStr::new("deeper")), &attr);
+        }
+        // none of these is there, which must be found out
+        let error = inodes.fd(&lowest).unwrap_err();
+        assert_eq!(error.errno(), Errno::STALE);
+        drop((lowest, inodes));
+    }
+
+    #[test]
+    fn places_that_go_in_circles_lead_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
+        let mut attr = Attr::of_fd(&root).unwrap();
+        let inodes = Inodes::new(root, NonZeroUsize::MIN).unwrap();
+        let mut known = |dir: &Arc<Inode>, ino: u64| {
+            attr.ident.ino = ino;
+            inodes.found(Place::new(dir, OsStr::new("name")), &attr)
+        };
+        let upper = known(&inodes.root, 1001);
+        let lower = known(&upper, 1002);
+        known(&lower, 1001);
+        assert_eq!(inodes.fd(&lower).unwrap_err().errno(), Errno::STALE);
+    }
 }

@@ -143,11 +143,14 @@ impl Fs {
                 // counted by the lookup below
                 self.forget(inode.id, 1);
             }
-            Node::Generation(generation) => {
-                let lower = self.nodb.open_lower(&generation.controller.place)?;
+            Node::Generation(generation) if !generation.has_departed() => {
+                let linked = &generation.controller.place;
+                let lower = self.nodb.open_lower(linked)?;
                 self.nodb.link_lower(&lower, &place)?;
+                // one link more, of which the kernel learns at its next look
+                self.nodb.notify(linked, true);
             }
-            Node::Staging(_) => return Err(Error::Superseded),
+            Node::Generation(_) | Node::Staging(_) => return Err(Error::Superseded),
         }
         self.lookup(parent, name, caller)
     }

@@ -48,18 +48,14 @@ impl Fs {
     pub fn open(&self, id: u64, flags: i32, caller: Caller) -> Result<Open> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => {
-                if inode
-                    .places()
-                    .first()
-                    .is_some_and(|place| is_controller(&place.name))
-                    && let Some(controller) = self.became(&inode, &self.plain.getattr(&inode)?)
-                {
+                if let Some(controller) = self.became(&inode) {
                     return Err(self.send_back(&controller, flags, caller));
                 }
-                let fd = self.plain.open(&inode, flags)?;
+                let (attr, fd) = self.plain.open(&inode, flags, caller)?;
                 let opened = Opened::Plain {
                     fd: fd.clone(),
                     read_only: !writes(flags),
+                    set_id: attr.is_set_id(),
                 };
                 Ok(Open {
                     handle: self.handles.add(Handle::File(fd)),
@@ -96,6 +92,9 @@ impl Fs {
         let controller = &staging.controller;
         // once more, by way of /proc/self/fd
         if Some(staging.tgid) == caller::process_of(caller.tid) {
+            if flags & libc::O_TRUNC != 0 {
+                staging.draft().empty();
+            }
             return Ok(self.writer(staging, flags));
         }
         if caller.tid == 0 && !writes(flags) {
@@ -158,6 +157,7 @@ impl Fs {
         let opened = Opened::Plain {
             fd: fd.clone(),
             read_only: false,
+            set_id: attr.is_set_id(),
         };
         Ok((
             self.plain_entry(&inode, attr),

@@ -11,8 +11,9 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatVfs,
     Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-    copy_file_range, fallocate, fstatvfs, ftruncate, getxattr, linkat, listxattr, mkdirat, mknodat,
-    openat, readlinkat, removexattr, renameat_with, seek, setxattr, symlinkat, unlinkat, utimensat,
+    copy_file_range, fallocate, fstatvfs, ftruncate, getxattr, getxattr_query, linkat, listxattr,
+    listxattr_query, mkdirat, mknodat, openat, readlinkat, removexattr, renameat_with, seek,
+    setxattr, symlinkat, unlinkat, utimensat,
 };
 
 use crate::error::{Errno, Result};
@@ -66,6 +67,15 @@ impl Plain {
     /// What the source says of a name.
     pub fn stat(&self, place: &Place) -> Result<Attr> {
         Ok(Attr::of_name(&*self.inodes.fd(&place.dir)?, &place.name)?)
+    }
+
+    /// What the source says of a name at this moment, whatever it costs: what is current is decided
+    /// by it.
+    pub fn stat_now(&self, place: &Place) -> Result<Attr> {
+        Ok(Attr::of_name_now(
+            &*self.inodes.fd(&place.dir)?,
+            &place.name,
+        )?)
     }
 
     /// What the source says of an inode.
@@ -173,9 +183,10 @@ impl Plain {
 
     fn remove(&self, place: &Place, flags: AtFlags) -> Result<()> {
         let inode = self.inodes.known_at(place);
+        let fd = inode.as_ref().and_then(|inode| self.inodes.last_fd(inode));
         unlinkat(&*self.inodes.fd(&place.dir)?, &place.name, flags)?;
         if let Some(inode) = inode {
-            self.inodes.moved(&inode, place, None);
+            self.inodes.removed(&inode, place, fd);
         }
         Ok(())
     }
@@ -184,21 +195,26 @@ impl Plain {
     pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags) -> Result<()> {
         let moving = self.inodes.known_at(from);
         let target = self.inodes.known_at(to);
+        let target_fd = target.as_ref().and_then(|inode| self.inodes.last_fd(inode));
         let (from_dir, to_dir) = (self.inodes.fd(&from.dir)?, self.inodes.fd(&to.dir)?);
         renameat_with(&*from_dir, &from.name, &*to_dir, &to.name, flags)?;
-        let exchanged = flags.contains(RenameFlags::EXCHANGE);
         if let Some(inode) = target {
-            self.inodes
-                .moved(&inode, to, exchanged.then(|| from.clone()));
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.inodes.moved(&inode, to, from.clone());
+            } else {
+                self.inodes.removed(&inode, to, target_fd);
+            }
         }
         if let Some(inode) = moving {
-            self.inodes.moved(&inode, from, Some(to.clone()));
+            self.inodes.moved(&inode, from, to.clone());
         }
         Ok(())
     }
 
-    /// Opens a regular file with the caller's `flags`.
-    pub fn open(&self, inode: &Inode, flags: i32) -> Result<Arc<OwnedFd>> {
+    /// Opens a regular file with the caller's `flags`: the one that has the name now, whatever the
+    /// kernel remembers. What is written must not go to a file that was replaced meanwhile.
+    pub fn open(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<(Attr, Arc<OwnedFd>)> {
+        let attr = self.inodes.still_there(inode)?;
         let lower = self.inodes.fd(inode)?;
         let fd = Arc::new(openat(
             CWD,
@@ -206,8 +222,11 @@ impl Plain {
             passed_on(flags),
             Mode::empty(),
         )?);
+        if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
+            kill_privileges(&*fd)?;
+        }
         inode.opened(&fd);
-        Ok(fd)
+        Ok((attr, fd))
     }
 
     /// Creates and opens a regular file; it belongs to the caller.
@@ -275,11 +294,21 @@ pub enum XattrReply {
     Data(Vec<u8>),
 }
 
+impl XattrReply {
+    /// Nothing, for somebody who has room for `size` bytes.
+    pub fn none(size: usize) -> Self {
+        match size {
+            0 => Self::Size(0),
+            _ => Self::Data(Vec::new()),
+        }
+    }
+}
+
 /// One extended attribute of an open file, through a path that works for `O_PATH` as well.
 pub fn read_xattr(fd: &impl AsFd, name: &OsStr, size: usize) -> Result<XattrReply> {
     let path = reopen_path(fd);
     if size == 0 {
-        return Ok(XattrReply::Size(getxattr(path, name, &mut [0_u8; 0][..])?));
+        return Ok(XattrReply::Size(getxattr_query(path, name)?));
     }
     let mut value = vec![0; size];
     let length = getxattr(path, name, &mut value[..])?;
@@ -291,7 +320,7 @@ pub fn read_xattr(fd: &impl AsFd, name: &OsStr, size: usize) -> Result<XattrRepl
 pub fn list_xattrs(fd: &impl AsFd, size: usize) -> Result<XattrReply> {
     let path = reopen_path(fd);
     if size == 0 {
-        return Ok(XattrReply::Size(listxattr(path, &mut [0_u8; 0][..])?));
+        return Ok(XattrReply::Size(listxattr_query(path)?));
     }
     let mut names = vec![0; size];
     let length = listxattr(path, &mut names[..])?;
@@ -398,13 +427,17 @@ pub fn sync(fd: &OwnedFd, data_only: bool) -> Result<()> {
 }
 
 /// `fallocate` with the caller's mode bits.
-pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64) -> Result<()> {
-    Ok(fallocate(
+pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64, caller: Caller) -> Result<()> {
+    fallocate(
         fd,
         FallocateFlags::from_bits_retain(mode as u32),
         offset,
         length,
-    )?)
+    )?;
+    if caller.uid != 0 {
+        kill_privileges(fd)?;
+    }
+    Ok(())
 }
 
 /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`; the kernel answers the others itself.
@@ -424,14 +457,19 @@ pub fn copy(
     to: &OwnedFd,
     mut offset_out: u64,
     length: usize,
+    caller: Caller,
 ) -> Result<usize> {
-    Ok(copy_file_range(
+    let copied = copy_file_range(
         from,
         Some(&mut offset_in),
         to,
         Some(&mut offset_out),
         length,
-    )?)
+    )?;
+    if caller.uid != 0 {
+        kill_privileges(to)?;
+    }
+    Ok(copied)
 }
 
 fn passed_on(flags: i32) -> OFlags {
@@ -455,12 +493,7 @@ fn time(set: Option<SetTime>) -> Timespec {
 /// The permission bits of a new file: a directory's default ACL takes the umask's place.
 fn masked(dir: &OwnedFd, mode: u32, umask: u32) -> Mode {
     let inherits = umask != 0
-        && getxattr(
-            reopen_path(dir),
-            c"system.posix_acl_default",
-            &mut [0_u8; 0][..],
-        )
-        .is_ok_and(|size| size > 0);
+        && getxattr_query(reopen_path(dir), c"system.posix_acl_default").is_ok_and(|size| size > 0);
     let mode = mode & 0o7777;
     Mode::from_raw_mode(if inherits { mode } else { mode & !umask })
 }

@@ -29,6 +29,7 @@ impl Fs {
             Node::Plain(inode) => return self.plain.getxattr(&inode, name, size),
             // the kernel asks before a writer's first byte; a document has no capabilities
             Node::Staging(_) if name == "security.capability" => return Err(Errno::NODATA.into()),
+            Node::Staging(staging) if staging.is_newborn() => return Err(Errno::NODATA.into()),
             node => controller_of(node)?,
         };
         if !is_own(name) {
@@ -46,6 +47,7 @@ impl Fs {
     pub fn listxattr(&self, id: u64, size: usize) -> Result<XattrReply> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.listxattr(&inode, size),
+            Node::Staging(staging) if staging.is_newborn() => Ok(XattrReply::none(size)),
             node => list_xattrs(&self.lower(&*controller_of(node)?)?, size),
         }
     }
@@ -54,6 +56,8 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags),
             _ if is_own(name) => Err(Errno::PERM.into()),
+            // there is no file yet that could keep it
+            Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
             node => {
                 let fd = self.lower(&*controller_of(node)?)?;
                 Ok(setxattr(
@@ -70,6 +74,7 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
+            Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
             node => Ok(removexattr(
                 reopen_path(&self.lower(&*controller_of(node)?)?),
                 name,

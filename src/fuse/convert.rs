@@ -1,5 +1,7 @@
 //! Between the operations' plain values and `fuser`'s.
 
+use std::time::UNIX_EPOCH;
+
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use rustix::fs::{major, makedev, minor};
 
@@ -41,11 +43,18 @@ pub fn kind(file_type: rustix::fs::FileType) -> FileType {
     }
 }
 
-/// A time to be set.
+/// A time to be set. Before 1970 the kernel's nanoseconds count up from the second, fuser 0.18 takes
+/// them for counting down.
 pub fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(unix_nanos(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::At(match time.duration_since(UNIX_EPOCH) {
+            Ok(_) => unix_nanos(time),
+            Err(before) => {
+                let misread = before.duration();
+                i128::from(misread.subsec_nanos()) - i128::from(misread.as_secs()) * 1_000_000_000
+            }
+        }),
     }
 }
 

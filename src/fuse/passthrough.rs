@@ -29,17 +29,18 @@ impl Passthrough {
         self.allowed.store(allowed, Ordering::Relaxed);
     }
 
-    /// A new open of the inode `id`: its backing file, registered with `open` for the first one.
-    /// `None`: through the page cache.
+    /// A new open of the inode `id`: its backing file, registered with `open` for the first one if
+    /// that is `wanted`. `None`: through the page cache.
     pub fn attach(
         &self,
         id: u64,
         handle: u64,
+        wanted: bool,
         open: impl FnOnce() -> io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         let mut inodes = self.inodes.lock();
         let backed = inodes.entry(id).or_insert_with(|| Backed {
-            backing: self.register(open),
+            backing: if wanted { self.register(open) } else { None },
             handles: Vec::new(),
         });
         backed.handles.push(handle);

@@ -10,6 +10,7 @@ use fuser::{
 use super::convert;
 use super::passthrough::Passthrough;
 use crate::error::{Error, Result};
+use crate::fs::attr::Attr;
 use crate::fs::plain::XattrReply;
 use crate::fs::{Entry, Open, Opened};
 
@@ -62,7 +63,9 @@ pub fn open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result
     };
     let handle = FileHandle(open.handle);
     let backing = match &open.opened {
-        Opened::Plain { fd, .. } => passthrough.attach(id, open.handle, || reply.open_backing(fd)),
+        Opened::Plain { fd, set_id, .. } => {
+            passthrough.attach(id, open.handle, !set_id, || reply.open_backing(fd))
+        }
         _ => None,
     };
     match backing {
@@ -89,7 +92,7 @@ fn flags_of(opened: &Opened) -> FopenFlags {
     }
 }
 
-pub fn attr(reply: ReplyAttr, answer: Result<(crate::fs::attr::Attr, Duration)>) {
+pub fn attr(reply: ReplyAttr, answer: Result<(Attr, Duration)>) {
     match answer {
         Ok((attr, ttl)) => reply.attr(&ttl, &convert::attr(attr.ident.ino, &attr)),
         Err(error) => reply.error(errno(&error)),
@@ -104,8 +107,8 @@ pub fn create(reply: ReplyCreate, passthrough: &Passthrough, answer: Result<(Ent
     let attr = convert::attr(entry.id, &entry.attr);
     let (ttl, handle) = (entry.entry_ttl.min(entry.attr_ttl), FileHandle(open.handle));
     let backing = match &open.opened {
-        Opened::Plain { fd, .. } => {
-            passthrough.attach(entry.id, open.handle, || reply.open_backing(fd))
+        Opened::Plain { fd, set_id, .. } => {
+            passthrough.attach(entry.id, open.handle, !set_id, || reply.open_backing(fd))
         }
         _ => None,
     };

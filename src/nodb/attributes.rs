@@ -15,7 +15,7 @@ use crate::nodb::Nodb;
 use crate::nodb::commit::lock_of;
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
-use crate::nodb::generation::Payload;
+use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
 use crate::nodb::seal::Seal;
 
@@ -70,9 +70,21 @@ impl Nodb {
         Ok(())
     }
 
-    fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
+    /// A generation's attributes, with what `chmod`, `link` and the like made of them meanwhile.
+    pub fn attr_now(&self, generation: &Generation) -> Attr {
+        if self.is_current(generation)
+            && let Ok(now) = self.plain.stat(&generation.controller.place)
+            && now.stamp() == generation.stamp()
+        {
+            generation.refresh(now);
+        }
+        generation.attr()
+    }
+
+    /// Whether the name still leads to the generation that `attr` describes.
+    pub fn is_still(&self, controller: &Controller, attr: &Attr) -> bool {
         self.plain
-            .stat(&controller.place)
+            .stat_now(&controller.place)
             .is_ok_and(|now| now.stamp() == attr.stamp())
     }
 

@@ -142,7 +142,7 @@ impl Nodb {
 
     /// Step 4: the base is still what the name leads to.
     fn check_base(&self, job: &Job<'_>) -> Result<()> {
-        let now = match self.plain.stat(&job.controller.place) {
+        let now = match self.plain.stat_now(&job.controller.place) {
             Ok(attr) => Some(attr.stamp()),
             Err(Error::Source(Errno::NOENT)) => None,
             Err(error) => return Err(error),
@@ -162,11 +162,15 @@ impl Nodb {
             Some(brought) => {
                 Candidate::brought(self.plain.inodes.fd(&brought.dir)?, dir, &brought.name)?
             }
-            None => Candidate::write(dir, &job.snapshot.content, job.mode, job.asking.caller)?,
+            None => {
+                let (content, caller) = (&job.snapshot.content, job.asking.caller);
+                let replaces = job.snapshot.base.is_some();
+                Candidate::write(dir, content, job.mode, caller, replaces)?
+            }
         };
-        if let Some(base) = &job.snapshot.base {
-            let old = self.open_lower(place)?;
-            candidate.take_after(&old, base)?;
+        // a symlink that a file replaces has nothing to hand down
+        if job.snapshot.base.is_some_and(|base| base.is_file()) {
+            candidate.take_after(&self.open_lower(place)?)?;
         }
         candidate.finish(
             &job.snapshot.set,
@@ -180,19 +184,21 @@ impl Nodb {
     fn verify(&self, job: &Job<'_>, published: Published) -> Result<Attr> {
         let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
             let attr = Attr::of_fd(&fd)?;
-            // another stamp: somebody without a lock came right behind; ours was there all the same
-            let ours = attr.stamp() == published.stamp();
-            let bytes = if ours {
-                plain::read(&fd, 0, attr.size as usize + 1)?
-            } else {
-                Vec::new()
-            };
-            if ours && digest(&bytes) != digest(&job.snapshot.content) {
-                Err(Error::RoundTrip)
-            } else {
+            if attr.stamp() != published.attr().stamp() {
+                return Err(Error::StaleBase);
+            }
+            let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
+            if digest(&bytes) == digest(&job.snapshot.content) {
                 Ok(attr)
+            } else {
+                Err(Error::RoundTrip)
             }
         });
+        // somebody without a lock came right behind; ours was there all the same
+        let read_back = match read_back {
+            Err(Error::StaleBase | Error::Source(Errno::NOENT)) => Ok(published.attr()),
+            answer => answer,
+        };
         match read_back {
             Ok(_) => published.settle(),
             Err(_) => published.undo(),
@@ -224,6 +230,10 @@ impl Nodb {
                 Ok(())
             }
         };
+        // old readers trust any entry, so none may stay that is not the file's
+        if put.is_ok() && !self.is_still(controller, attr) {
+            stale.push(key.clone());
+        }
         match put {
             Ok(()) => self.forget_entries(stale),
             Err(error) => {
@@ -259,9 +269,20 @@ impl Nodb {
 
     /// Attributes that a writer gave its descriptor without writing go to the file as it is.
     fn settle_attributes(&self, writer: &Writer, asking: Asking) -> Result<()> {
-        let set = std::mem::take(&mut writer.staging.draft().set);
-        if set != SetAttr::default() && writer.staging.draft().base.is_some() {
-            self.set_attributes(&writer.staging.controller, &set, asking)?;
+        let staging = &writer.staging;
+        let (set, base) = {
+            let mut draft = staging.draft();
+            (std::mem::take(&mut draft.set), draft.base)
+        };
+        let Some(base) = base.filter(|_| set != SetAttr::default()) else {
+            return Ok(());
+        };
+        if self.is_still(&staging.controller, &base) {
+            let attr = self.set_attributes(&staging.controller, &set, asking)?;
+            // the writer's own doing makes no stale base
+            if attr.ident == base.ident {
+                staging.draft().base = Some(attr);
+            }
         }
         Ok(())
     }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::warn;
 
-use crate::fs::attr::{Attr, Ident};
+use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::staging::Staging;
+use crate::store::LockName;
 use crate::store::lease::Held;
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
@@ -34,7 +35,8 @@ struct State {
     /// is void then.
     epoch: u64,
     retries: Vec<Retry>,
-    lease: Option<Leased>,
+    leases: Vec<Leased>,
+    writers: Vec<Weak<Staging>>,
     last_error: Option<String>,
 }
 
@@ -197,34 +199,71 @@ impl Controller {
                 .extract_if(.., |retry| retry.since.elapsed() > RETRY)
                 .collect()
         };
-        drop(gone);
+        for retry in gone {
+            if let Goal::Staging(staging) = retry.goal {
+                staging.desert();
+            }
+        }
     }
 
-    /// The lease that the process `tgid` already holds for this controller.
-    pub fn lease_of(&self, tgid: u32) -> Option<Arc<Held>> {
+    /// The lease `name` that the process `tgid` already holds for this controller.
+    pub fn lease_of(&self, tgid: u32, name: &LockName) -> Option<Arc<Held>> {
         let state = self.state.lock();
-        let leased = state.lease.as_ref().filter(|leased| leased.tgid == tgid)?;
-        leased.held.upgrade()
+        let own = state
+            .leases
+            .iter()
+            .filter(|leased| tgid != 0 && leased.tgid == tgid);
+        let mut held = own.filter_map(|leased| leased.held.upgrade());
+        // a lost or returned one must not spoil what the process opens next
+        held.find(|held| held.name() == name && held.value().is_some())
+    }
+
+    /// A writer begins.
+    pub fn staged(&self, staging: Staging) -> Arc<Staging> {
+        let staging = Arc::new(staging);
+        let mut state = self.state.lock();
+        state.writers.retain(|writer| writer.strong_count() > 0);
+        state.writers.push(Arc::downgrade(&staging));
+        staging
+    }
+
+    /// Whether the process `tgid` has the controller open for writing as it was before `current`:
+    /// what it brings by a rename may have been made of that.
+    pub fn is_outdated(&self, tgid: u32, current: Option<Stamp>) -> bool {
+        let writers: Vec<_> = self
+            .state
+            .lock()
+            .writers
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let own = writers
+            .iter()
+            .filter(|writer| tgid != 0 && writer.tgid == tgid);
+        let mut open = own.filter(|writer| writer.is_open());
+        open.any(|writer| writer.draft().base.map(|base| base.stamp()) != current)
     }
 
     /// The process `tgid` holds a lease now.
     pub fn leased(&self, tgid: u32, held: &Arc<Held>) {
         let held = Arc::downgrade(held);
-        self.state.lock().lease = Some(Leased {
+        let mut state = self.state.lock();
+        state.leases.retain(|leased| leased.held.strong_count() > 0);
+        state.leases.push(Leased {
             tgid,
             held,
             since: Instant::now(),
         });
     }
 
-    /// The lease, if a writer has held it for longer than `limit`.
-    fn overdue(&self, limit: Duration) -> Option<Arc<Held>> {
+    /// The leases that writers have held for longer than `limit`.
+    fn overdue(&self, limit: Duration) -> Vec<Arc<Held>> {
         let state = self.state.lock();
-        let leased = state
-            .lease
-            .as_ref()
-            .filter(|leased| leased.since.elapsed() > limit)?;
-        leased.held.upgrade()
+        let overdue = state
+            .leases
+            .iter()
+            .filter(|leased| leased.since.elapsed() > limit);
+        overdue.filter_map(|leased| leased.held.upgrade()).collect()
     }
 
     /// The reason of the last refusal, in words.
@@ -280,10 +319,7 @@ impl Controllers {
     /// Gives back leases of writers that never close. Their commits fail then, with ESTALE.
     pub fn release_held_longer_than(&self, limit: Duration) {
         let all: Vec<_> = self.known.lock().values().cloned().collect();
-        for held in all
-            .iter()
-            .filter_map(|controller| controller.overdue(limit))
-        {
+        for held in all.iter().flat_map(|controller| controller.overdue(limit)) {
             // tried again the next time
             if let Ok(true) = held.release(None) {
                 warn!(

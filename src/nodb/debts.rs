@@ -57,8 +57,8 @@ impl Debts {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
-        // a daemon in a container often has the pid of the one before it, whose debts must stay
-        let path = self.dir.join(format!("{}.json", Uuid::new_v4()));
+        // a later daemon may have the same pid, and must not write over what this one owes
+        let path = self.dir.join(format!("{}.json", Uuid::new_v4().simple()));
         let draft = path.with_extension("tmp");
         let mut file = OpenOptions::new()
             .write(true)

@@ -95,11 +95,7 @@ impl Locker {
 
     fn take(&self, controller: &Controller, name: &LockName, asking: Asking) -> Result<Lease> {
         let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
-        if let Some(held) = controller
-            .lease_of(tgid)
-            // one that was lost, or taken back from a writer that hangs, is no use to the next
-            .filter(|held| tgid != 0 && held.name() == name && held.value().is_some())
-        {
+        if let Some(held) = controller.lease_of(tgid, name) {
             return Ok(Lease::Own(held));
         }
         let lease = match self.store.acquire(name, &self.owner, self.ttl)? {

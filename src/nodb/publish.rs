@@ -6,12 +6,12 @@ use std::sync::Arc;
 use rustix::fd::OwnedFd;
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod,
-    fchown, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
+    fchown, fremovexattr, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
 };
 use tracing::{error, warn};
 
 use crate::error::{Errno, Error, InStep, Result};
-use crate::fs::attr::{Attr, Stamp, timespec};
+use crate::fs::attr::{Attr, timespec};
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::plain::{self, SetAttr, XattrReply, list_xattrs, read_xattr, xattr_names};
@@ -36,13 +36,25 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Writes `content` to a temporary file in `dir`. A new controller is the caller's.
-    pub fn write(dir: Arc<OwnedFd>, content: &[u8], mode: u32, caller: Caller) -> Result<Self> {
+    /// Writes `content` to a temporary file in `dir`. A new controller is the caller's; whoever
+    /// `replaces` one may write the file, but perhaps not the directory.
+    pub fn write(
+        dir: Arc<OwnedFd>,
+        content: &[u8],
+        mode: u32,
+        caller: Caller,
+        replaces: bool,
+    ) -> Result<Self> {
         let name = OsString::from(temporary_name());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let fd = {
+        let create = || openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777));
+        let as_caller = {
             let _as_caller = caller.assume();
-            openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777))
+            create()
+        };
+        let fd = match as_caller {
+            Err(Errno::ACCESS) if replaces => create(),
+            answer => answer,
         };
         let fd = fd.in_step("create a temporary file")?;
         let candidate = Self {
@@ -77,8 +89,10 @@ impl Candidate {
         Ok(())
     }
 
-    /// Takes over mode, owner and extended attributes of the base (promise 4).
-    pub fn take_after(&self, old: &OwnedFd, base: &Attr) -> Result<()> {
+    /// Takes over mode, owner and extended attributes of the base (promise 4), as they are now:
+    /// they may have been changed since the writer opened it.
+    pub fn take_after(&self, old: &OwnedFd) -> Result<()> {
+        let base = Attr::of_fd(old)?;
         let now = Attr::of_fd(&self.fd)?;
         if (now.uid, now.gid) != (base.uid, base.gid) {
             let (uid, gid) = (Some(Uid::from_raw(base.uid)), Some(Gid::from_raw(base.gid)));
@@ -86,6 +100,11 @@ impl Candidate {
         }
         if now.mode != base.mode {
             fchmod(&self.fd, Mode::from_raw_mode(base.mode & 0o7777)).in_step("keep the mode")?;
+        }
+        // a directory's default ACL grants nothing that the base did not
+        match fremovexattr(&self.fd, c"system.posix_acl_access") {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno).in_step("keep the ACL"),
         }
         self.copy_xattrs(old)
     }
@@ -150,13 +169,14 @@ impl Candidate {
     /// Step 6: the name `place` leads to this file, in place of `base` and of nothing else. A pause
     /// at any instruction can at worst show for a moment what is then taken back.
     pub fn publish(mut self, place: &Place, base: Option<&Attr>) -> Result<Published> {
-        let stamp = Attr::of_fd(&self.fd)?.stamp();
+        let attr = Attr::of_fd(&self.fd)?;
         let target = place.name.clone();
-        let replaced = match base {
+        let back = match base {
             Some(base) => self.exchange(&target, base)?,
             None => self.link_in(&target)?,
         };
-        self.temporary &= replaced;
+        // what lies under the old name is no longer the candidate
+        let temporary = std::mem::take(&mut self.temporary);
         if let Err(errno) = self.sync_dirs() {
             // the new generation is there and cannot be taken back truthfully
             warn!(%errno, name = ?target, "published, but the directory could not be synced");
@@ -164,42 +184,46 @@ impl Candidate {
         Ok(Published {
             candidate: self,
             target,
-            stamp,
-            replaced,
+            attr,
+            back,
+            temporary,
         })
     }
 
-    /// Takes the place of `base` only. `true`: the base is under the candidate's old name now.
-    fn exchange(&self, target: &OsStr, base: &Attr) -> Result<bool> {
+    /// Takes the place of `base` only, and says how that can be taken back.
+    fn exchange(&mut self, target: &OsStr, base: &Attr) -> Result<Option<RenameFlags>> {
         match self.rename_to(target, RenameFlags::EXCHANGE) {
             Ok(()) => {
                 let out = Attr::of_name(&*self.dir, &self.name);
                 if out.is_ok_and(|out| out.stamp() == base.stamp()) {
-                    return Ok(true);
+                    return Ok(Some(RenameFlags::EXCHANGE));
                 }
+                // unless that succeeds, somebody else's file is under the temporary name
+                let temporary = std::mem::take(&mut self.temporary);
                 self.rename_to(target, RenameFlags::EXCHANGE)
                     .in_step("take a stale publication back")?;
+                self.temporary = temporary;
                 Err(Error::StaleBase)
             }
             Err(Errno::NOENT) => Err(Error::StaleBase),
             Err(errno) if is_unsupported(errno) => {
                 // NFS and the like: the check and the rename stand side by side
-                let now = Attr::of_name(&*self.target_dir, target);
+                let now = Attr::of_name_now(&*self.target_dir, target);
                 if !now.is_ok_and(|now| now.stamp() == base.stamp()) {
                     return Err(Error::StaleBase);
                 }
                 self.rename_to(target, RenameFlags::empty())
                     .in_step("publish")?;
-                Ok(false)
+                Ok(None)
             }
             Err(errno) => Err(errno).in_step("publish"),
         }
     }
 
     /// Takes a name that is free.
-    fn link_in(&self, target: &OsStr) -> Result<bool> {
+    fn link_in(&self, target: &OsStr) -> Result<Option<RenameFlags>> {
         match self.rename_to(target, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(false),
+            Ok(()) => Ok(Some(RenameFlags::NOREPLACE)),
             Err(Errno::EXIST) => Err(Error::StaleBase),
             Err(errno) if is_unsupported(errno) => {
                 if Attr::of_name(&*self.target_dir, target).is_ok() {
@@ -207,7 +231,7 @@ impl Candidate {
                 }
                 self.rename_to(target, RenameFlags::empty())
                     .in_step("publish")?;
-                Ok(false)
+                Ok(None)
             }
             Err(errno) => Err(errno).in_step("publish"),
         }
@@ -242,30 +266,42 @@ impl Drop for Candidate {
 pub struct Published {
     candidate: Candidate,
     target: OsString,
-    stamp: Stamp,
-    /// Whether the old generation lies under the candidate's old name.
-    replaced: bool,
+    attr: Attr,
+    /// How the candidate gets its old name back; `None`: it cannot.
+    back: Option<RenameFlags>,
+    /// Whether the candidate is nodbfs's own and goes when it is taken back.
+    temporary: bool,
 }
 
 impl Published {
-    /// What the published file must look like.
-    pub fn stamp(&self) -> Stamp {
-        self.stamp
+    /// The attributes of the file that was published.
+    pub fn attr(&self) -> Attr {
+        self.attr
     }
 
-    /// The old generation goes.
+    /// The old generation, which lies under the candidate's old name, goes.
     pub fn settle(mut self) {
-        self.candidate.temporary = self.replaced;
+        self.candidate.temporary = self.back == Some(RenameFlags::EXCHANGE);
     }
 
-    /// The old generation comes back; what was published takes its old name again.
-    pub fn undo(self) {
-        if self.replaced
-            && let Err(errno) = self
-                .candidate
-                .rename_to(&self.target, RenameFlags::EXCHANGE)
-        {
-            error!(%errno, name = ?self.target, "a bad publication could not be taken back");
+    /// The old generation comes back; what was published takes its old name again. Where that fails,
+    /// both files stay.
+    pub fn undo(mut self) {
+        let Candidate {
+            dir,
+            name,
+            target_dir,
+            ..
+        } = &self.candidate;
+        let undone = match self.back {
+            Some(back) => renameat_with(&**target_dir, &self.target, &**dir, name, back),
+            None => Err(Errno::OPNOTSUPP),
+        };
+        match undone {
+            Ok(()) => self.candidate.temporary = self.temporary,
+            Err(errno) => {
+                error!(%errno, name = ?self.target, "a bad publication could not be taken back")
+            }
         }
     }
 }

@@ -87,7 +87,7 @@ impl Nodb {
         if let Some(payload) = controller.take_pin(tid, generation.id) {
             return Ok(Some(payload));
         }
-        let attr = self.plain.stat(&controller.place);
+        let attr = self.plain.stat_now(&controller.place);
         match attr {
             Ok(attr) if attr.stamp() == generation.stamp() && self.is_current(generation) => {
                 Ok(self.payloads.get(&attr))
@@ -125,7 +125,7 @@ impl Nodb {
         let place = &controller.place;
         let give_up = Instant::now() + TORN;
         loop {
-            let attr = self.plain.stat(place)?;
+            let attr = self.plain.stat_now(place)?;
             if !attr.is_file() {
                 return Err(Error::Superseded);
             }
@@ -230,7 +230,7 @@ impl Nodb {
         // a commit may have come between the read and the put: old readers trust any entry
         let moved_on = self
             .plain
-            .stat(place)
+            .stat_now(place)
             .map_or(true, |now| now.stamp() != attr.stamp());
         let undone = if moved_on {
             self.store.delete(&[key.to_owned()])

@@ -13,6 +13,7 @@ use crate::fs::attr::Attr;
 use crate::fs::inode::{Inode, Place, reopen_path};
 use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
+use crate::nodb::caller;
 use crate::nodb::commit::{Job, lock_of};
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
@@ -68,10 +69,10 @@ impl Nodb {
                 return Err(error);
             }
         };
-        let tgid = super::caller::process_of(asking.caller.tid).unwrap_or(0);
+        let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
         let id = self.plain.inodes.fresh_id();
         let base = Some(loaded.attr);
-        Ok(Arc::new(Staging::new(
+        let staging = Staging::new(
             id,
             controller.clone(),
             tgid,
@@ -79,7 +80,8 @@ impl Nodb {
             loaded.attr,
             content,
             leases,
-        )))
+        );
+        Ok(controller.staged(staging))
     }
 
     /// A controller that does not exist: a staging that becomes one at its first commit. The lock
@@ -100,19 +102,13 @@ impl Nodb {
         self.writable(&controller.place)
             .inspect_err(|error| self.refused(controller, error))?;
         let caller = asking.caller;
-        let tgid = super::caller::process_of(caller.tid).unwrap_or(0);
+        let tgid = caller::process_of(caller.tid).unwrap_or(0);
         let id = self.plain.inodes.fresh_id();
         let attr = newborn(id, mode, caller.uid, caller.gid);
         let content = Arc::default();
-        Ok(Arc::new(Staging::new(
-            id,
-            controller.clone(),
-            tgid,
-            None,
-            attr,
-            content,
-            Leases::default(),
-        )))
+        let leases = Leases::default();
+        let staging = Staging::new(id, controller.clone(), tgid, None, attr, content, leases);
+        Ok(controller.staged(staging))
     }
 
     /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
@@ -232,26 +228,33 @@ impl Nodb {
         to: &Place,
         flags: RenameFlags,
     ) -> Result<()> {
-        let look = |place| self.plain.stat(place).ok().map(|attr| attr.stamp());
+        let look = |place| self.plain.stat_now(place).ok().map(|attr| attr.stamp());
         let before = [look(from), look(to)];
         self.locker.check(leases)?;
-        let how = match before[1] {
-            Some(_) => RenameFlags::EXCHANGE,
-            None => RenameFlags::NOREPLACE,
+        let asked = flags.contains(RenameFlags::EXCHANGE);
+        let (how, back) = match before[1] {
+            None => (RenameFlags::NOREPLACE, RenameFlags::NOREPLACE),
+            // a plain file that is replaced must not be seen under a controller's name
+            Some(_) if !asked && !is_controller(&to.name) => {
+                (RenameFlags::empty(), RenameFlags::NOREPLACE)
+            }
+            Some(_) => (RenameFlags::EXCHANGE, RenameFlags::EXCHANGE),
         };
         match self.plain.rename(from, to, how) {
             Ok(()) => {}
             Err(Error::Source(errno)) if is_unsupported(errno) => {
-                return self.plain.rename(from, to, flags);
+                // NFS: what is asked for without these flags has been checked above
+                return self.plain.rename(from, to, flags - RenameFlags::NOREPLACE);
             }
             Err(error) => return Err(error),
         }
-        if [look(to), look(from)] != before {
-            self.plain.rename(to, from, how)?;
+        let exchanged = how == RenameFlags::EXCHANGE;
+        let expected = [before[0], before[1].filter(|_| exchanged)];
+        if [look(to), look(from)] != expected {
+            self.plain.rename(to, from, back)?;
             return Err(Error::StaleBase);
         }
-        let replaced = before[1].is_some() && !flags.contains(RenameFlags::EXCHANGE);
-        if replaced {
+        if exchanged && !asked {
             self.plain.unlink(from)
         } else {
             Ok(())
@@ -286,17 +289,20 @@ impl Nodb {
         let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
             // under the lock: what the target is now is what is replaced
             let base = if replaces {
-                self.plain.stat(to).ok()
+                self.plain.stat_now(to).ok()
             } else {
                 None
             };
+            let maker = caller::process_of(asking.caller.tid).unwrap_or(0);
+            if controller.is_outdated(maker, base.map(|base: Attr| base.stamp())) {
+                return Err(Error::StaleBase);
+            }
             let snapshot = Snapshot {
                 base,
                 content: content.clone(),
                 set: SetAttr::default(),
             };
             let brought = Some(from);
-            self.departed(from);
             let job = Job {
                 controller: &controller,
                 snapshot: &snapshot,
@@ -304,7 +310,9 @@ impl Nodb {
                 mode: 0,
                 asking,
             };
-            self.commit(leases, &job)
+            let attr = self.commit(leases, &job)?;
+            self.departed(from);
+            Ok(attr)
         });
         if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
             &committed
@@ -316,7 +324,7 @@ impl Nodb {
             self.vanished(&self.controllers.at(from))?;
         }
         if let Some(inode) = moving {
-            self.plain.inodes.moved(&inode, from, Some(to.clone()));
+            self.plain.inodes.moved(&inode, from, to.clone());
             self.plain.inodes.disown(&inode);
         }
         Ok(())

@@ -117,6 +117,23 @@ impl Staging {
         attr
     }
 
+    /// Whether there is no file yet.
+    pub fn is_newborn(&self) -> bool {
+        self.draft.lock().base.is_none()
+    }
+
+    /// The writer never came for it: the leases go, even if the kernel still remembers the inode.
+    pub fn desert(&self) {
+        if self.draft.lock().handles == 0 {
+            drop(std::mem::take(&mut *self.committing.lock()));
+        }
+    }
+
+    /// Whether any handle is left.
+    pub fn is_open(&self) -> bool {
+        self.draft.lock().handles > 0
+    }
+
     /// One more handle.
     pub fn opened(&self) {
         self.draft.lock().handles += 1;
@@ -150,7 +167,16 @@ impl Draft {
         self.dirty = !Arc::ptr_eq(&self.content, &snapshot.content);
     }
 
+    /// As `O_TRUNC`: without a write that follows there is nothing to commit.
+    pub fn empty(&mut self) {
+        self.content = Arc::default();
+        self.dirty = false;
+        self.emptied = true;
+    }
+
     fn touch(&mut self) {
+        // a write is later than any time that was set before
+        self.set.mtime = None;
         self.dirty = true;
         self.emptied = false;
         self.mtime = unix_nanos(SystemTime::now());

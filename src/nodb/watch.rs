@@ -80,7 +80,12 @@ impl Watch {
 
     /// Whether `dir` is watched: a look at the source from now on is kept true.
     pub fn covers(&self, dir: &Inode) -> bool {
-        self.watched.lock().by_dir.contains_key(&dir.ident)
+        let watched = self.watched.lock();
+        let number = watched.by_dir.get(&dir.ident);
+        // the kernel may have forgotten the directory and found it again, as another inode
+        number
+            .and_then(|number| watched.dirs.get(number))
+            .is_some_and(|known| std::ptr::eq(known.as_ptr(), dir))
     }
 
     /// Watches `dir` if that can be relied on. To be called before the look that is to be trusted.

@@ -6,7 +6,9 @@
 pub mod mount;
 pub mod python;
 pub mod redis;
+pub mod run;
 pub mod sample;
+pub mod twins;
 
 use std::path::{Path, PathBuf};
 
