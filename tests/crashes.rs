@@ -17,7 +17,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::mount::Mount;
-use site::{Site, document, eventually, listing, save};
+use rustix::process::{Pid, Signal, kill_process};
+use site::{Site, call, document, eventually, listing, save, within};
 
 /// How often the daemon is killed.
 const KILLS: u64 = 25;
@@ -151,6 +152,49 @@ fn a_daemon_killed_at_any_moment_loses_nothing() {
             .iter()
             .all(|program| site.lock(&program.name).is_none())
     });
+}
+
+/// How many scripts Redis has run.
+fn scripts_run(site: &Site) -> u64 {
+    let stats = site.redis.text(&["INFO", "commandstats"]).unwrap();
+    let calls = stats.split("cmdstat_evalsha:calls=").nth(1);
+    let calls = calls.and_then(|rest| rest.split(',').next());
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+/// The kernel holds the directory for a rename that waits for a lock, and a notice of another commit
+/// waits for the directory, deaf to signals: neither keeps the dead daemon's connection open.
+#[test]
+fn a_daemon_killed_in_the_middle_of_a_notice_lets_everybody_go() {
+    let mut site = Site::new(&["--lock-wait", "1h"]);
+    let path = site.at("wepp.nodb");
+    let open = move || File::options().write(true).truncate(true).open(path);
+    let writer = within("an open", open).unwrap();
+    fs::write(site.at("draft"), document("held.nodb", 1)).unwrap();
+    let (from, to) = (site.at("draft"), site.at("held.nodb"));
+    let waiting = thread::spawn(move || fs::rename(from, to));
+    let before = scripts_run(&site);
+    eventually("the rename asks again and again", || {
+        scripts_run(&site) > before + 3
+    });
+    let text = document("wepp.nodb", 1);
+    assert_eq!(call("a commit", move || site::write(writer, &text)), Ok(()));
+    let pid = Pid::from_raw(site.mount.pid() as i32).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let ended = within("the rename", move || waiting.join().unwrap());
+    let errno = ended.unwrap_err().raw_os_error();
+    assert!(
+        matches!(errno, Some(libc::ENOTCONN | libc::ECONNABORTED)),
+        "{errno:?}"
+    );
+    site.mount.crash();
+    assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 1));
+    assert_eq!(site.text("held.nodb"), document("held.nodb", 0));
+    site.remount();
+    assert_eq!(
+        fs::read_to_string(site.at("wepp.nodb")).unwrap(),
+        document("wepp.nodb", 1)
+    );
 }
 
 #[test]
