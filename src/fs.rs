@@ -345,10 +345,10 @@ impl Fs {
             }
             Handle::Writer(writer) => {
                 let at = (!writer.append).then_some(offset);
-                writer
-                    .staging
-                    .draft()
-                    .write(at, data, self.nodb.max_payload())?;
+                let max = self.nodb.max_payload();
+                let written = writer.staging.draft().write(at, data, max);
+                written
+                    .inspect_err(|error| self.nodb.refused(&writer.staging.controller, error))?;
                 Ok(data.len())
             }
             Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),

@@ -4,12 +4,16 @@
 mod common;
 #[path = "common/site.rs"]
 mod site;
+#[path = "common/tracer.rs"]
+mod tracer;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::thread;
 
 use rustix::process::Signal;
 use site::{Site, call, document, eventually, save, within};
+use tracer::{Tracer, is_root};
 
 const NAME: &str = "wepp.nodb";
 
@@ -134,50 +138,98 @@ fn a_debt_does_not_harm_what_is_newer() {
     paid(&site, 3);
 }
 
+/// The refresh is denied and the removal is not: the old entry is gone before the writer is answered.
 #[test]
-fn redis_frozen_between_lock_and_refresh() {
-    for crash in [false, true] {
-        let mut site = warm();
-        let writer = writer(&site);
-        site.redis.pause();
-        commit(&site, writer, 2);
-        assert_eq!(site.debts().len(), 1);
-        if crash {
-            site.mount.crash();
-            site.redis.cont();
-            // the lock that nobody can release any more; it would end with its lease
-            site.redis.cmd(&["DEL", &site::lock_key(NAME)]);
-            site.remount();
-        } else {
-            site.redis.cont();
-            eventually("the lock is released", || site.lock(NAME).is_none());
-        }
-        paid(&site, 2);
-    }
+fn what_can_only_be_deleted_is_deleted_at_once() {
+    let site = warm();
+    let writer = writer(&site);
+    deny_cache(&site);
+    as_boss(
+        &site,
+        0,
+        &["ACL", "SETUSER", "default", "(+del +select ~*)"],
+    );
+    commit(&site, writer, 2);
+    assert_eq!(as_boss(&site, 13, &["GET", &site.key(NAME)]), None);
+    assert!(site.debts().is_empty());
+    allow_cache(&site);
+    paid(&site, 2);
 }
 
-#[test]
-fn redis_gone_between_lock_and_refresh_and_back_with_what_it_had() {
+/// Redis fails right after the publication, which a delayed system call of the daemon gives the time
+/// for. `fail` makes it fail, `heal` ends that.
+fn fails_after_the_publication(
+    crash: bool,
+    fail: impl FnOnce(&mut Site),
+    heal: impl FnOnce(&mut Site),
+) {
+    if !is_root() {
+        return;
+    }
     let mut site = warm();
-    let writer = writer(&site);
-    // with the old entry and the lock that is held
-    site.redis.cmd(&["SAVE"]);
-    site.redis.kill();
-    commit(&site, writer, 2);
-    assert_eq!(site.debts().len(), 1);
-    site.redis.restart();
+    let file = writer(&site);
+    let tracer = Tracer::inject(&site.mount, "renameat2:delay_exit=3000000:when=1");
+    let (new, text) = (document(NAME, 2), document(NAME, 2));
+    let committing = thread::spawn(move || site::write(file, &text));
+    eventually("it is published", || site.text(NAME) == new);
+    fail(&mut site);
+    within("a commit", move || committing.join().unwrap()).unwrap();
+    drop(tracer);
+    assert_eq!(site.debts().len(), 1, "{}", site.mount.log());
+    if crash {
+        site.mount.crash();
+    }
+    heal(&mut site);
+    if crash {
+        assert_eq!(site.debts().len(), 1);
+        // the lock that nobody can release any more would end with its lease
+        site.redis.cmd(&["DEL", &site::lock_key(NAME)]);
+        site.remount();
+    }
     eventually("the lock is released", || site.lock(NAME).is_none());
     paid(&site, 2);
 }
 
 #[test]
-fn redis_out_of_memory_between_lock_and_refresh() {
-    let site = warm();
+fn redis_frozen_between_publication_and_refresh() {
+    for crash in [false, true] {
+        fails_after_the_publication(crash, |site| site.redis.pause(), |site| site.redis.cont());
+    }
+}
+
+#[test]
+fn redis_gone_between_publication_and_refresh_and_back_with_what_it_had() {
+    fails_after_the_publication(
+        false,
+        |site| {
+            // with the old entry and the lock that is held
+            site.redis.cmd(&["SAVE"]);
+            site.redis.kill();
+        },
+        |site| site.redis.restart(),
+    );
+}
+
+/// Before the publication, it fails closed, and the writer may try again.
+#[test]
+fn redis_away_between_lock_and_commit() {
+    let mut site = warm();
     let writer = writer(&site);
-    site.redis.cmd(&["CONFIG", "SET", "maxmemory", "1"]);
-    commit(&site, writer, 2);
-    assert_ne!(number(&site), Some(1), "to delete is always possible");
-    site.redis.cmd(&["CONFIG", "SET", "maxmemory", "0"]);
+    let again = writer.try_clone().unwrap();
+    site.redis.cmd(&["SAVE"]);
+    site.redis.kill();
+    let text = document(NAME, 2);
+    let said = call("a commit", move || site::write(writer, &text));
+    assert_eq!(said, Err(libc::ENOLCK));
+    assert_eq!(site.text(NAME), document(NAME, 1));
+    assert!(site.debts().is_empty());
+    site.redis.restart();
+    eventually("the writer gets it done", || {
+        let again = again.try_clone().unwrap();
+        call("another try", move || again.sync_all()).is_ok()
+    });
+    assert_eq!(site.text(NAME), document(NAME, 2));
+    drop(again);
     eventually("the lock is released", || site.lock(NAME).is_none());
     paid(&site, 2);
 }

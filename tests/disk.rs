@@ -5,16 +5,17 @@
 mod common;
 #[path = "common/site.rs"]
 mod site;
+#[path = "common/tracer.rs"]
+mod tracer;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use common::mount::Mount;
 use site::{call, document, eventually, listing, save};
 use tempfile::TempDir;
+use tracer::{Tracer, is_root};
 
 const NAME: &str = "wepp.nodb";
 
@@ -46,15 +47,6 @@ impl Drop for Volume {
 fn mount(args: &[&str], on: &Path) {
     let done = Command::new("mount").args(args).arg(on).status().unwrap();
     assert!(done.success(), "mount {args:?}");
-}
-
-/// Mounting a file system takes root; without, such a test has nothing to look at.
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("not root: nothing is tested");
-    }
-    root
 }
 
 /// Takes all the space there is.
@@ -150,46 +142,6 @@ fn a_source_that_becomes_read_only_is_erofs() {
     mount(&["-o", "remount,rw"], volume.path());
     assert_eq!(save(&at, "{}"), Ok(()));
     assert_eq!(fs::read_to_string(&disk).unwrap(), "{}");
-}
-
-/// A tracer on the daemon that injects a fault; gone when dropped.
-struct Tracer(Child);
-
-impl Tracer {
-    fn inject(daemon: &Mount, inject: &str) -> Self {
-        let child = Command::new("strace")
-            .args(["-f", "-p", &daemon.pid().to_string(), "-o", "/dev/null"])
-            .args(["-e", &format!("inject={inject}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("strace is installed");
-        let tracer = Self(child);
-        let tasks = format!("/proc/{}/task", daemon.pid());
-        eventually("all threads are traced", || {
-            listing(Path::new(&tasks)).iter().all(|task| {
-                // a thread may end while it is looked at
-                fs::read_to_string(format!("{tasks}/{task}/status"))
-                    .is_ok_and(|status| !status.contains("TracerPid:\t0"))
-            })
-        });
-        tracer
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        // as by ^C: it lets go of the daemon; of one that has died it sometimes never does
-        let pid = rustix::process::Pid::from_child(&self.0);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-        let patience = Instant::now() + Duration::from_secs(2);
-        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < patience {
-            thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// The calls that a commit makes on the source.

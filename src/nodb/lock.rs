@@ -161,9 +161,11 @@ impl Locker {
     pub fn check(&self, leases: &Leases) -> Result<()> {
         for (name, lease) in &leases.held {
             match lease {
-                Lease::Own(held) => held
-                    .check(MARGIN.min(self.ttl / 4))
-                    .map_err(Error::LeaseLost)?,
+                Lease::Own(held) => {
+                    held.confirm()?;
+                    held.check(MARGIN.min(self.ttl / 4))
+                        .map_err(Error::LeaseLost)?;
+                }
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {

@@ -282,9 +282,12 @@ impl Nodb {
 
     /// A regular file takes a controller's name: `mv t x.nodb`, `sed -i`, `rsync`, a NoDb dump.
     fn arrive(&self, from: &Place, to: &Place, replaces: bool, asking: Asking) -> Result<()> {
-        let content = Arc::new(self.read_whole(from)?);
-        let concerned = self.concerned([from, to]);
         let controller = self.controllers.at(to);
+        let content = self
+            .read_whole(from)
+            .inspect_err(|error| self.refused(&controller, error))?;
+        let content = Arc::new(content);
+        let concerned = self.concerned([from, to]);
         let moving = self.plain.inodes.known_at(from);
         let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
             // under the lock: what the target is now is what is replaced

@@ -161,6 +161,15 @@ impl Held {
         }
     }
 
+    /// Asks the store whether the lock is still ours, prolonging it on the way: a forced release, or a
+    /// store that lost its memory, ends a lease before its time. The answer is [`Held::check`]'s.
+    ///
+    /// # Errors
+    /// The store cannot be asked.
+    pub fn confirm(&self) -> std::result::Result<(), StoreError> {
+        self.lease().map_or(Ok(()), |lease| self.renew(&lease))
+    }
+
     /// Releases the lock by its token and passes on what was committed under it. `false`: it was not
     /// ours any more; what was committed is passed on all the same.
     ///
