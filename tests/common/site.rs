@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -154,13 +155,27 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Overwrites in place and syncs; the errno of whatever failed.
+/// Overwrites in place and closes; the errno of whatever failed.
+#[track_caller]
 pub fn save(path: &Path, text: &str) -> Result<(), i32> {
     let (path, text) = (path.to_owned(), text.to_owned());
     within("a save", move || {
         let file = OpenOptions::new().write(true).truncate(true).open(path);
-        errno(file.and_then(|file| write(file, &text)))
+        errno(file.and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            close(file)
+        }))
     })
+}
+
+/// Closes a file and passes on what that says, which a drop does not. It is a commit, and after an
+/// `fsync` that was refused another try.
+fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor is given up here, and nobody else has it.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Writes all of an open file and syncs it.
