@@ -106,7 +106,7 @@ fn store(config: &Config) -> Result<Chosen> {
         let share = usize::try_from(config.cache_size / 4).unwrap_or(usize::MAX);
         return Ok(Chosen::Embedded(Embedded::new(share)));
     };
-    let store = Redis::new(settings).context("cannot start the Redis client")?;
+    let store = Redis::new(settings);
     if let Err(error) = store.ping() {
         let hint = match error.kind {
             StoreErrorKind::Denied => {

@@ -309,8 +309,9 @@ impl Fs {
         }
         let place = Place::new(dir, &listed.name);
         if listed.file_type == FileType::RegularFile && is_controller(&listed.name) {
-            let watched = self.nodb.is_remembered(dir);
-            let generation = self.nodb.look(&self.nodb.controllers.at(&place))?;
+            let controller = self.nodb.controllers.at(&place);
+            let watched = self.nodb.is_remembered(&controller);
+            let generation = self.nodb.look(&controller)?;
             return Ok((self.generation_entry(generation, watched), true));
         }
         let (inode, attr) = self.plain.lookup(&place)?;

@@ -33,7 +33,7 @@ use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::store::Store;
-use controller::Controllers;
+use controller::{Controller, Controllers};
 use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
@@ -120,15 +120,16 @@ impl Nodb {
         self.debts.pay();
     }
 
-    /// Whether the kernel may remember where a name in `dir` leads. To be asked before the look at
-    /// the source that is to be remembered.
-    pub fn may_be_remembered(&self, dir: &Arc<Inode>) -> bool {
-        self.watch.cover(&self.plain.inodes, dir)
+    /// Whether the kernel may remember where the controller's name leads. To be asked before the
+    /// look at the source that is to be remembered.
+    pub fn may_be_remembered(&self, controller: &Controller) -> bool {
+        self.watch.cover(&self.plain.inodes, &controller.place.dir)
+            && !controller.is_being_written()
     }
 
     /// As [`Nodb::may_be_remembered`], for a listing, which is no reason to begin with it.
-    pub fn is_remembered(&self, dir: &Inode) -> bool {
-        self.watch.covers(dir)
+    pub fn is_remembered(&self, controller: &Controller) -> bool {
+        self.watch.covers(&controller.place.dir) && !controller.is_being_written()
     }
 
     /// A directory is about to be renamed; to be told when it was. `None`: no directory.

@@ -106,7 +106,7 @@ fn a_server_that_hangs_costs_no_more_than_the_limits() {
         reply: brief,
         ..patient()
     };
-    let store = Redis::new(settings(&server.url(), limits)).unwrap();
+    let store = Redis::new(settings(&server.url(), limits));
     eventually("a connection", || store.ping().is_ok());
     server.pause();
     let error = store.get("/k").unwrap_err();
@@ -130,7 +130,7 @@ fn an_acquire_without_an_answer_finds_out_what_became_of_it() {
         reply: Duration::from_secs(1),
         ..patient()
     };
-    let store = Redis::new(settings(&server.url(), limits)).unwrap();
+    let store = Redis::new(settings(&server.url(), limits));
     let warm = take(&store, &name("warm.nodb"));
     assert!(store.release(&warm, None).unwrap());
     server.pause();
@@ -160,7 +160,7 @@ fn a_lock_taken_by_a_request_given_up_is_no_obstacle() {
         reply: brief,
         ..patient()
     };
-    let store = Redis::new(settings(&server.url(), limits)).unwrap();
+    let store = Redis::new(settings(&server.url(), limits));
     // the script is known to the server, the connection made
     eventually("a first lock", || {
         matches!(
@@ -227,7 +227,7 @@ fn tls_to_a_server_without_it_is_an_error() {
         ..patient()
     };
     let url = server.url().replace("redis://", "rediss://");
-    let store = Redis::new(settings(&url, limits)).unwrap();
+    let store = Redis::new(settings(&url, limits));
     assert_eq!(store.ping().unwrap_err().kind, StoreErrorKind::Unreachable);
 }
 

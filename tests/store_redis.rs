@@ -358,7 +358,7 @@ fn no_password_is_ever_shown() {
     let filled = Settings::resolve(Some(&server.bare_url()), &lookup)
         .unwrap()
         .unwrap();
-    let store = Redis::new(filled).unwrap();
+    let store = Redis::new(filled);
     store.ping().unwrap();
     let wrong = connect(&server.url().replace("geheim", "geheim-2"));
     let mut shown = vec![format!("{store:?}"), store.describe(), format!("{wrong:?}")];

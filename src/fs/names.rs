@@ -54,7 +54,7 @@ impl Fs {
                 self.nodb.controllers.at(place)
             }
         };
-        let watched = self.nodb.may_be_remembered(&place.dir);
+        let watched = self.nodb.may_be_remembered(&controller);
         let generation = if controller.is_returning(caller.tid) {
             self.nodb.look_again(&controller, caller.tid)?
         } else {

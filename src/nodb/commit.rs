@@ -92,7 +92,6 @@ impl Nodb {
         self.refresh(job.controller, &attr, &job.snapshot.content, &document);
         self.install(job.controller, &attr, &job.snapshot.content);
         self.locker.release(leases, true);
-        self.notify(&job.controller.place, job.brought.is_some());
         info!(
             runid = identity.runid,
             controller = identity.relpath,

@@ -315,6 +315,7 @@ impl Nodb {
             };
             let attr = self.commit(leases, &job)?;
             self.departed(from);
+            self.notify(to, true);
             Ok(attr)
         });
         if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
@@ -423,6 +424,8 @@ impl Nodb {
             };
             self.commit(leases, &job)
         })?;
+        // no open has made the kernel forget the name
+        self.notify(&controller.place, false);
         Ok(())
     }
 

@@ -30,8 +30,7 @@ static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("re
 static PUT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/put.lua")));
 static HOLDER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/holder.lua")));
 
-/// A Redis or Valkey server. Every call answers within the [`Limits`]; none may be made from within
-/// an async task, but any thread that may block will do, another runtime's blocking ones too.
+/// A Redis or Valkey server. Every call answers within the [`Limits`].
 pub struct Redis {
     server: Arc<Server>,
     locks: Database,
@@ -50,15 +49,15 @@ struct Unanswered {
 const MOST_UNANSWERED: usize = 256;
 
 impl Redis {
-    /// Starts a thread, so it belongs after the fork of a daemon; connects when first used.
-    pub fn new(settings: Settings) -> std::io::Result<Self> {
-        let server = Arc::new(Server::new(settings)?);
-        Ok(Self {
+    /// Connects when first used.
+    pub fn new(settings: Settings) -> Self {
+        let server = Arc::new(Server::new(settings));
+        Self {
             locks: Database::new(server.clone(), LOCKS),
             cache: Database::new(server.clone(), CACHE),
             server,
             unanswered: Mutex::default(),
-        })
+        }
     }
 
     fn unanswered(&self) -> std::sync::MutexGuard<'_, VecDeque<Unanswered>> {
@@ -81,18 +80,14 @@ impl Redis {
 
 impl Cache for Redis {
     fn get(&self, key: &str) -> Result<Cached, StoreError> {
-        let (entry, seal) = self.cache.call("read cache", async |mut redis| {
-            redis::cmd("MGET")
-                .arg(key)
-                .arg(seal_key(key))
-                .query_async(&mut redis)
-                .await
+        let (entry, seal) = self.cache.call("read cache", |redis| {
+            redis::cmd("MGET").arg(key).arg(seal_key(key)).query(redis)
         })?;
         Ok(Cached { entry, seal })
     }
 
     fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError> {
-        self.cache.call("write cache", async |mut redis| {
+        self.cache.call("write cache", |redis| {
             let mut both = redis::pipe();
             both.atomic();
             for (key, value) in [(key, entry), (&seal_key(key), seal)] {
@@ -102,7 +97,7 @@ impl Cache for Redis {
                     .arg("EX")
                     .arg(CACHE_EXPIRY.as_secs());
             }
-            both.exec_async(&mut redis).await
+            both.exec(redis)
         })
     }
 
@@ -113,7 +108,7 @@ impl Cache for Redis {
         entry: &[u8],
         seal: &[u8],
     ) -> Result<bool, StoreError> {
-        self.cache.call("write cache", async |mut redis| {
+        self.cache.call("write cache", |redis| {
             let mut script = PUT.key(key);
             script.key(seal_key(key)).arg(entry).arg(seal);
             script.arg(CACHE_EXPIRY.as_secs());
@@ -121,7 +116,7 @@ impl Cache for Redis {
             if let Some(seen) = seen {
                 script.arg(seen);
             }
-            script.invoke_async(&mut redis).await
+            script.invoke(redis)
         })
     }
 
@@ -129,12 +124,12 @@ impl Cache for Redis {
         if keys.is_empty() {
             return Ok(());
         }
-        self.cache.call("delete cache", async |mut redis| {
+        self.cache.call("delete cache", |redis| {
             let mut all = redis::cmd("DEL");
             for key in keys {
                 all.arg(key).arg(seal_key(key));
             }
-            all.exec_async(&mut redis).await
+            all.exec(redis)
         })
     }
 }
@@ -152,7 +147,7 @@ impl Locks for Redis {
         let sent = Cell::new(false);
         let deadline = Instant::now() + ttl;
         let ask = || {
-            self.locks.call("acquire lock", async |mut redis| {
+            self.locks.call("acquire lock", |redis| {
                 sent.set(true);
                 let mut script = ACQUIRE.key(name.key());
                 script.key(&name.runid).key(fence_key(&name.runid));
@@ -161,9 +156,7 @@ impl Locks for Redis {
                     .arg(milliseconds(ttl))
                     .arg(mirror_field(name))
                     .arg(&unanswered);
-                script
-                    .invoke_async::<(u8, Option<Vec<u8>>)>(&mut redis)
-                    .await
+                script.invoke::<(u8, Option<Vec<u8>>)>(redis)
             })
         };
         // Find out what became of a request without an answer: the same value asked for once more
@@ -190,13 +183,13 @@ impl Locks for Redis {
     fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
         let value = payload::renewed(&lease.value, lease.ttl);
         let deadline = Instant::now() + lease.ttl;
-        let ours: bool = self.locks.call("renew lock", async |mut redis| {
+        let ours: bool = self.locks.call("renew lock", |redis| {
             let mut script = RENEW.key(lease.name.key());
             script
                 .arg(&lease.value)
                 .arg(payload::identity(&lease.value).unwrap_or_default());
             script.arg(&value).arg(milliseconds(lease.ttl));
-            script.invoke_async(&mut redis).await
+            script.invoke(redis)
         })?;
         Ok(ours.then(|| Lease {
             value,
@@ -211,7 +204,7 @@ impl Locks for Redis {
             .and_then(|committed| committed.message.as_ref())
             .map_or(("", ""), |(channel, message)| (channel, message));
         let asked = Cell::new(0);
-        let result: i8 = self.locks.call("release lock", async |mut redis| {
+        let result: i8 = self.locks.call("release lock", |redis| {
             asked.set(asked.get() + 1);
             let mut script = RELEASE.key(lease.name.key());
             script.key(&lease.name.runid);
@@ -222,7 +215,7 @@ impl Locks for Redis {
                 .arg(mirror_field(&lease.name))
                 .arg(last_modified.as_deref().unwrap_or_default());
             script.arg(channel).arg(message);
-            script.invoke_async(&mut redis).await
+            script.invoke(redis)
         })?;
         // nobody's at the second time of asking: the first, unanswered, released it
         let by_the_first = result < 0 && asked.get() > 1 && Instant::now() < lease.deadline;
@@ -230,19 +223,19 @@ impl Locks for Redis {
     }
 
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
-        let stored: Option<Vec<u8>> = self.locks.call("read lock", async |mut redis| {
+        let stored: Option<Vec<u8>> = self.locks.call("read lock", |redis| {
             let mut script = HOLDER.key(name.key());
             script.key(&name.runid).arg(mirror_field(name));
-            script.invoke_async(&mut redis).await
+            script.invoke(redis)
         })?;
         Ok(stored.map(|value| payload::holder(&value)))
     }
 
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError> {
-        self.locks.call("set last_modified", async |mut redis| {
+        self.locks.call("set last_modified", |redis| {
             let mut set = redis::cmd("HSET");
             set.arg(runid).arg("last_modified").arg(last_modified);
-            set.exec_async(&mut redis).await
+            set.exec(redis)
         })
     }
 }
@@ -250,12 +243,8 @@ impl Locks for Redis {
 impl Status for Redis {
     fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError> {
         // sent twice if the connection breaks in between: better than a message lost
-        self.locks.call("publish status", async |mut redis| {
-            redis::cmd("PUBLISH")
-                .arg(channel)
-                .arg(message)
-                .exec_async(&mut redis)
-                .await
+        self.locks.call("publish status", |redis| {
+            redis::cmd("PUBLISH").arg(channel).arg(message).exec(redis)
         })
     }
 }
@@ -267,9 +256,7 @@ impl Store for Redis {
 
     fn ping(&self) -> Result<(), StoreError> {
         for database in [&self.locks, &self.cache] {
-            database.call("reach Redis", async |mut redis| {
-                redis::cmd("PING").exec_async(&mut redis).await
-            })?;
+            database.call("reach Redis", |redis| redis::cmd("PING").exec(redis))?;
         }
         Ok(())
     }

@@ -65,5 +65,5 @@ pub fn patient() -> Limits {
 }
 
 pub fn connect(url: &str) -> Redis {
-    Redis::new(settings(url, patient())).unwrap()
+    Redis::new(settings(url, patient()))
 }

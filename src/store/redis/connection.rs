@@ -2,64 +2,62 @@
 //! workers that started while Redis loaded stayed without a cache for life).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
-use tokio::runtime::{Handle, Runtime};
-use tokio::sync;
-use tokio::time::timeout;
+use redis::{Client, Connection, ErrorKind, RedisError, RedisResult};
 
 use super::settings::{Limits, Settings};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// One Redis server: how to reach it, what drives its connections, and whether it is worth trying.
+/// How many idle connections a database keeps; as many more as are needed come and go.
+const KEPT: usize = 8;
+
+/// One Redis server: how to reach it, and whether it is worth trying.
 pub struct Server {
     settings: Settings,
-    /// Taken only on drop.
-    runtime: Option<Runtime>,
     breaker: Mutex<Breaker>,
 }
 
 impl Server {
-    /// Starts the runtime; connects to nothing.
-    pub fn new(settings: Settings) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            // host names are resolved on these
-            .max_blocking_threads(4)
-            .thread_name("nodbfs-redis")
-            .enable_all()
-            .build()?;
-        Ok(Self {
+    /// Connects to nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self {
             settings,
-            runtime: Some(runtime),
             breaker: Mutex::default(),
-        })
+        }
     }
 
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Makes a connection, authenticates and selects `database`. SELECT is asked even for 0, so
-    /// that a connection counts only once the server has answered on it.
-    async fn connect(&self, database: u8) -> RedisResult<MultiplexedConnection> {
-        let client = Client::open(self.settings.connection_info()?)?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None);
-        let mut connection = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
-        let mut handshake = redis::pipe();
-        if let Some(credentials) = self.settings.credentials() {
-            handshake.cmd("AUTH").arg(credentials);
+    /// Makes a connection within the limit, in a thread of its own: names are resolved and TLS is
+    /// spoken without one.
+    fn connect(&self, database: u8) -> Result<Connection, Failure> {
+        let limit = self.settings.limits.connect;
+        let settings = self.settings.clone();
+        let (done, connected) = sync_channel(1);
+        let connect = move || drop(done.send(connect(&settings, database)));
+        let thread = thread::Builder::new().name("nodbfs-connect".to_owned());
+        if let Err(error) = thread.spawn(connect) {
+            return Err(self.failure(error.into()));
         }
-        handshake.cmd("SELECT").arg(database);
-        handshake.exec_async(&mut connection).await?;
-        Ok(connection)
+        match connected.recv_timeout(limit) {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) if !error.is_timeout() => Err(Failure {
+                broken: false,
+                ..self.failure(error)
+            }),
+            Ok(Err(_)) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(Failure {
+                    kind: StoreErrorKind::Unreachable,
+                    ..Failure::timed_out("no connection", limit)
+                })
+            }
+        }
     }
 
     fn failure(&self, error: RedisError) -> Failure {
@@ -70,34 +68,37 @@ impl Server {
         }
     }
 
-    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // the plain drop would wait for a name resolution, and panic on another runtime's thread
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+/// Connects, authenticates and selects `database`. SELECT is asked even for 0, so that a connection
+/// counts only once the server has answered on it.
+fn connect(settings: &Settings, database: u8) -> RedisResult<Connection> {
+    let client = Client::open(settings.connection_info()?)?;
+    let limits = &settings.limits;
+    let mut connection = client.get_connection_with_timeout(limits.connect)?;
+    connection.set_read_timeout(Some(limits.connect))?;
+    let mut handshake = redis::pipe();
+    if let Some(credentials) = settings.credentials() {
+        handshake.cmd("AUTH").arg(credentials);
     }
+    handshake.cmd("SELECT").arg(database);
+    handshake.exec(&mut connection)?;
+    connection.set_read_timeout(Some(limits.reply))?;
+    connection.set_write_timeout(Some(limits.reply))?;
+    Ok(connection)
 }
 
-/// One database of a server with a connection of its own, shared by all callers.
+/// One database of a server, with connections of its own.
+///
+/// Lock order: `idle` is taken alone, and held during no request.
 pub struct Database {
     server: Arc<Server>,
     number: u8,
-    /// An async lock, held while connecting: whoever needs the connection waits for it anyway, and
-    /// waits no longer than the connect limit. Never held during a request.
-    slot: sync::Mutex<Slot>,
-}
-
-#[derive(Default)]
-struct Slot {
-    connection: Option<MultiplexedConnection>,
-    /// Counts the connections, so that nobody drops another one than the one that failed him.
-    serial: u64,
+    /// Connections that nobody is using.
+    idle: Mutex<Vec<Connection>>,
 }
 
 impl Database {
@@ -105,83 +106,69 @@ impl Database {
         Self {
             server,
             number,
-            slot: sync::Mutex::default(),
+            idle: Mutex::default(),
         }
     }
 
     /// Makes one request and waits for its answer within the limits. A connection that broke, as
     /// one does that was idle while the server restarted, is replaced and the request made once
-    /// more, so it must bear repetition. Not to be called from within an async task.
+    /// more, so it must bear repetition.
     pub fn call<T>(
         &self,
         during: &'static str,
-        request: impl AsyncFn(MultiplexedConnection) -> RedisResult<T>,
+        request: impl Fn(&mut Connection) -> RedisResult<T>,
     ) -> Result<T, StoreError> {
-        let error = |failure: Failure| StoreError {
+        let answer = match self.attempt(&request) {
+            Err(failure) if failure.broken => self.attempt(&request),
+            answer => answer,
+        };
+        answer.map_err(|failure| StoreError {
             kind: failure.kind,
             during,
             cause: failure.cause,
-        };
-        self.handle().block_on(async {
-            match self.attempt(&request).await {
-                Err(failure) if failure.broken => self.attempt(&request).await.map_err(error),
-                other => other.map_err(error),
-            }
         })
     }
 
-    fn handle(&self) -> &Handle {
-        self.server
-            .runtime
-            .as_ref()
-            .expect("the runtime lives as long as the server")
-            .handle()
-    }
-
-    async fn attempt<T>(
+    fn attempt<T>(
         &self,
-        request: &impl AsyncFn(MultiplexedConnection) -> RedisResult<T>,
+        request: &impl Fn(&mut Connection) -> RedisResult<T>,
     ) -> Result<T, Failure> {
-        let (serial, connection) = self.connection().await?;
-        let failure = match timeout(self.limits().reply, request(connection)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => self.server.failure(error),
-            Err(_) => Failure::timed_out("no answer", self.limits().reply),
-        };
-        if failure.discard {
-            let mut slot = self.slot.lock().await;
-            if slot.serial == serial {
-                slot.connection = None;
-            }
+        let mut connection = self.connection()?;
+        let answer = request(&mut connection).map_err(|error| match error.is_timeout() {
+            true => Failure::timed_out("no answer", self.limits().reply),
+            false => self.server.failure(error),
+        });
+        match &answer {
+            // where one broke the others did too
+            Err(failure) if failure.discard => self.idle().clear(),
+            _ => self.keep(connection),
         }
-        Err(failure)
+        answer
     }
 
-    async fn connection(&self) -> Result<(u64, MultiplexedConnection), Failure> {
-        let mut slot = self.slot.lock().await;
-        if let Some(connection) = &slot.connection {
-            return Ok((slot.serial, connection.clone()));
+    fn connection(&self) -> Result<Connection, Failure> {
+        if let Some(connection) = self.idle().pop() {
+            return Ok(connection);
         }
         self.server.breaker().check(Instant::now())?;
-        let limits = self.limits();
-        let failure = match timeout(limits.connect, self.server.connect(self.number)).await {
-            Ok(Ok(connection)) => {
-                self.server.breaker().reset();
-                slot.serial += 1;
-                slot.connection = Some(connection.clone());
-                return Ok((slot.serial, connection));
-            }
-            Ok(Err(error)) => Failure {
-                broken: false,
-                ..self.server.failure(error)
-            },
-            Err(_) => Failure {
-                kind: StoreErrorKind::Unreachable,
-                ..Failure::timed_out("no connection", limits.connect)
-            },
-        };
-        self.server.breaker().trip(Instant::now(), limits, &failure);
-        Err(failure)
+        let connected = self.server.connect(self.number);
+        let mut breaker = self.server.breaker();
+        match &connected {
+            Ok(_) => breaker.reset(),
+            Err(failure) => breaker.trip(Instant::now(), self.limits(), failure),
+        }
+        connected
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle();
+        if idle.len() < KEPT {
+            idle.push(connection);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn limits(&self) -> &Limits {
