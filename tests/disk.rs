@@ -157,8 +157,11 @@ const CALLS: [&str; 9] = [
     "pread64",
 ];
 
+/// Saves a text and says how that went.
+type Road = fn(&Path, &str) -> String;
+
 /// The ways of a save.
-const ROADS: [(&str, fn(&Path, &str) -> String); 2] = [
+const ROADS: [(&str, Road); 2] = [
     ("in place", saved_by_close),
     ("rename", |path, text| {
         let draft = path.with_extension("draft");

@@ -1,18 +1,19 @@
 //! Redis in every bad state, and a mount that is told nothing of it: plain files and readers notice
 //! nothing, saves of controllers fail closed, and all heals without a remount (promises 5, 7 and 9).
 
+#[path = "common/bad_servers.rs"]
+mod bad_servers;
 mod common;
 #[path = "common/site.rs"]
 mod site;
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bad_servers::{Deaf, Loading};
 use common::redis::RedisServer;
 use site::{PATIENCE, STRANGER, Site, call, document, eventually, listing, lock_key, save, within};
 
@@ -217,54 +218,13 @@ fn redis_unreachable_as_if_packets_were_dropped() {
         RedisServer::start(),
         |site| {
             site.redis.kill();
-            *deaf.borrow_mut() = Some(Deaf::at(port(&site.redis)));
+            *deaf.borrow_mut() = Some(Deaf::in_place_of(&site.redis));
         },
         |site| {
             deaf.borrow_mut().take();
             site.redis.restart();
         },
     );
-}
-
-/// Listens, accepts nobody, and its queue is full: the kernel drops every SYN.
-struct Deaf(Child);
-
-impl Deaf {
-    fn at(port: u16) -> Self {
-        let code = r#"
-import socket, sys, time
-listener = socket.socket()
-listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(("127.0.0.1", int(sys.argv[1])))
-listener.listen(0)
-filler = []
-try:
-    while len(filler) < 100:
-        filler.append(socket.create_connection(listener.getsockname(), timeout=0.5))
-except TimeoutError:
-    print("full", flush=True)
-sys.stdin.read()
-"#;
-        let mut child = Command::new("python3")
-            .args(["-c", code, &port.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = String::new();
-        let output = child.stdout.take().expect("a pipe");
-        BufReader::new(output).read_line(&mut said).unwrap();
-        let deaf = Self(child);
-        assert_eq!(said, "full\n");
-        deaf
-    }
-}
-
-impl Drop for Deaf {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -340,17 +300,6 @@ fn redis_takes_no_more_clients() {
     );
 }
 
-/// A server that loads slowly what another saved; gone when dropped.
-struct Loading(Child);
-
-impl Drop for Loading {
-    fn drop(&mut self) {
-        // it may be gone already, which is as good
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn redis_still_loading() {
     let redis = RedisServer::start();
@@ -364,25 +313,8 @@ fn redis_still_loading() {
             }
             site.redis.cmd(&["CONFIG", "SET", "rdbcompression", "no"]);
             site.redis.cmd(&["SAVE"]);
-            let dir = site.redis.socket().parent().unwrap().to_owned();
             site.redis.kill();
-            let child = Command::new("redis-server")
-                .args([
-                    "--bind",
-                    "127.0.0.1",
-                    "--port",
-                    &port(&site.redis).to_string(),
-                ])
-                .arg("--unixsocket")
-                .arg(site.redis.socket())
-                .arg("--dir")
-                .arg(dir)
-                .args(["--key-load-delay", "500000"])
-                .args(["--loading-process-events-interval-bytes", "1024"])
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
-            *loading.borrow_mut() = Some(Loading(child));
+            *loading.borrow_mut() = Some(Loading::in_place_of(&site.redis));
             eventually("the server says that it loads", || {
                 let said = site
                     .redis
@@ -403,16 +335,6 @@ fn redis_still_loading() {
             strangers_lock_stands(site);
         },
     );
-}
-
-fn port(redis: &RedisServer) -> u16 {
-    redis
-        .bare_url()
-        .rsplit(':')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
 }
 
 /// One save after the other while Redis is tormented: each is done or refused, and which of the two
