@@ -13,6 +13,7 @@ pub mod lock;
 pub mod moved;
 pub mod publish;
 pub mod read;
+pub mod reaper;
 pub mod rejected;
 pub mod roads;
 pub mod seal;
@@ -38,6 +39,7 @@ use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
 use moved::Moved;
+use reaper::Reaper;
 use rejected::Rejected;
 use watch::Watch;
 
@@ -81,6 +83,7 @@ pub struct Nodb {
     rejected: Rejected,
     debts: Debts,
     moved: Moved,
+    reaper: Reaper,
 }
 
 impl Nodb {
@@ -105,6 +108,7 @@ impl Nodb {
             rejected: Rejected::new(&settings.state_dir),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),
+            reaper: Reaper::start()?,
             store,
             settings,
         })

@@ -1,7 +1,7 @@
 //! The inodes the kernel knows: which lower file each one is, where it lies, and a bounded set of
 //! descriptors to reach it by.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
@@ -134,6 +134,8 @@ pub struct Inodes {
 struct Table {
     nodes: HashMap<u64, Known>,
     plain: HashMap<Ident, Arc<Inode>>,
+    /// Numbers of lower files that generations go by.
+    claimed: HashSet<u64>,
     next: u64,
 }
 
@@ -166,6 +168,7 @@ impl Inodes {
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
                 plain: HashMap::from([(root.ident, root.clone())]),
+                claimed: HashSet::new(),
                 next: SYNTHETIC,
             }),
             root,
@@ -220,6 +223,14 @@ impl Inodes {
         self.table.lock().synthetic()
     }
 
+    /// A number for the generation in the lower file `ident`: the file's own where that is free.
+    pub fn claim_id(&self, ident: Ident) -> u64 {
+        let mut table = self.table.lock();
+        let id = table.free_id(ident, self.root.ident.dev);
+        table.claimed.insert(id);
+        id
+    }
+
     /// `node` is one more time known to the kernel. To be called before the reply is sent.
     pub fn raise(&self, node: Node) {
         self.table.lock().raise(node);
@@ -236,6 +247,7 @@ impl Inodes {
             return;
         }
         let gone = table.nodes.remove(&id);
+        table.claimed.remove(&id);
         if let Some(Known {
             node: Node::Plain(inode),
             ..
@@ -408,7 +420,7 @@ impl Table {
     /// The lower file's own number where that is free, so that `st_ino` costs no extra request.
     fn free_id(&mut self, ident: Ident, root_dev: u64) -> u64 {
         let own = ident.dev == root_dev && ident.ino > ROOT && ident.ino < SYNTHETIC;
-        if own && !self.nodes.contains_key(&ident.ino) {
+        if own && !self.nodes.contains_key(&ident.ino) && !self.claimed.contains(&ident.ino) {
             ident.ino
         } else {
             self.synthetic()

@@ -199,7 +199,11 @@ impl Nodb {
             answer => answer,
         };
         match read_back {
-            Ok(_) => published.settle(),
+            Ok(_) => {
+                if let Some(replaced) = published.settle() {
+                    self.reaper.take(replaced);
+                }
+            }
             Err(_) => published.undo(),
         }
         read_back

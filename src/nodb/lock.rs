@@ -33,6 +33,15 @@ enum Lease {
 #[derive(Debug, Default)]
 pub struct Leases {
     held: Vec<(LockName, Lease)>,
+    /// The process they were taken for; 0 if it cannot be seen.
+    process: u32,
+}
+
+impl Leases {
+    /// The process they were taken for; 0 if it cannot be seen.
+    pub fn process(&self) -> u32 {
+        self.process
+    }
 }
 
 /// How a writer asks for a lock.
@@ -87,15 +96,22 @@ impl Locker {
         asking: Asking,
     ) -> Result<()> {
         if !leases.held.iter().any(|(held, _)| held == name) {
-            let lease = self.take(controller, name, asking)?;
+            let process = caller::process_of(asking.caller.tid).unwrap_or(0);
+            let lease = self.take(controller, name, process, asking)?;
+            leases.process = process;
             leases.held.push((name.clone(), lease));
         }
         Ok(())
     }
 
-    fn take(&self, controller: &Controller, name: &LockName, asking: Asking) -> Result<Lease> {
-        let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
-        if let Some(held) = controller.lease_of(tgid, name) {
+    fn take(
+        &self,
+        controller: &Controller,
+        name: &LockName,
+        process: u32,
+        asking: Asking,
+    ) -> Result<Lease> {
+        if let Some(held) = controller.lease_of(process, name) {
             return Ok(Lease::Own(held));
         }
         let lease = match self.store.acquire(name, &self.owner, self.ttl)? {
@@ -111,7 +127,7 @@ impl Locker {
         };
         debug!(lock = name.key(), "lock taken");
         let held = self.keeper.hold(self.store.clone(), lease);
-        controller.leased(tgid, &held);
+        controller.leased(process, &held);
         Ok(Lease::Own(held))
     }
 

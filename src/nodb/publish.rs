@@ -280,8 +280,10 @@ impl Published {
     }
 
     /// The old generation, which lies under the candidate's old name, goes.
-    pub fn settle(mut self) {
+    /// Gives it to be removed where nobody asks for its name; a brought file's is the caller's.
+    pub fn settle(mut self) -> Option<Candidate> {
         self.candidate.temporary = self.back == Some(RenameFlags::EXCHANGE);
+        self.temporary.then_some(self.candidate)
     }
 
     /// The old generation comes back; what was published takes its old name again. Where that fails,

@@ -63,7 +63,8 @@ impl Nodb {
         epoch: u64,
         attr: &Attr,
     ) -> Option<Arc<Generation>> {
-        let new = || Generation::new(self.plain.inodes.fresh_id(), controller.clone(), *attr);
+        let id = || self.plain.inodes.claim_id(attr.ident);
+        let new = || Generation::new(id(), controller.clone(), *attr);
         controller.see(epoch, attr, new)
     }
 

@@ -69,7 +69,7 @@ impl Nodb {
                 return Err(error);
             }
         };
-        let tgid = caller::process_of(asking.caller.tid).unwrap_or(0);
+        let tgid = leases.process();
         let id = self.plain.inodes.fresh_id();
         let base = Some(loaded.attr);
         let staging = Staging::new(
