@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Config;
 use crate::hint;
-use crate::mount::{Built, Source};
+use crate::mount::{Built, Source, guard};
 
 /// Mounts NoDb run directories: every .nodb read is exact and whole, every write a locked,
 /// durable, atomic commit.
@@ -30,6 +30,12 @@ pub struct Cli {
 enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
+    /// What the daemon starts beside itself.
+    #[command(hide = true)]
+    Guard {
+        /// The daemon's process id.
+        daemon: u32,
+    },
 }
 
 /// Runs the command that was typed and says how it went. `build` makes the file system that
@@ -42,6 +48,7 @@ where
     let result = match Cli::parse().command {
         Command::Mount(args) => mount::run(*args, build),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprint!("{}", hint::render(&error));

@@ -2,6 +2,7 @@
 //! an orderly way whoever asks for it.
 
 pub mod background;
+pub mod guard;
 pub mod presence;
 pub mod repair;
 mod session;
@@ -93,6 +94,7 @@ where
     let session = session::mount(config, filesystem)?;
     connected(session.notifier());
     let at = table::canonical(&config.mountpoint)?;
+    let _guard = guard::Guard::start(&at);
     let serving = session::serve(session)?;
     spawn("session", &events, move || Event::Ended(serving.join()))?;
     let asked = at.clone();

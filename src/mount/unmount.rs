@@ -73,15 +73,20 @@ pub fn detach(at: &Path) -> Result<()> {
 
 /// Cuts the connection between the kernel and the daemon: every request, waiting and to come, fails.
 /// For a detached mount whose users do not let go.
-pub fn abort((_, minor): (u32, u32)) -> io::Result<()> {
+pub fn abort(dev: (u32, u32)) -> io::Result<()> {
+    rustix::io::write(switch(dev)?, b"1")?;
+    Ok(())
+}
+
+/// What cuts the connection when something is written to it.
+pub fn switch((_, minor): (u32, u32)) -> io::Result<OwnedFd> {
     let control = format!("{minor}/abort");
     let abort = OFlags::WRONLY | OFlags::CLOEXEC;
     let connections = Path::new("/sys/fs/fuse/connections").join(&control);
     let file = open(connections, abort, Mode::empty())
         // containers seldom mount the control files; root can look at them all the same
         .or_else(|_| openat(control_files()?, control, abort, Mode::empty()))?;
-    rustix::io::write(file, b"1")?;
-    Ok(())
+    Ok(file)
 }
 
 /// FUSE's control files, mounted nowhere.

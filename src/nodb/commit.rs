@@ -18,7 +18,7 @@ use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::publish::{Candidate, Published};
 use crate::nodb::seal::{Seal, digest};
 use crate::nodb::staging::{Snapshot, Writer};
-use crate::store::LockName;
+use crate::store::{LockName, StoreErrorKind};
 
 /// What is to become the current generation of which controller.
 #[derive(Debug)]
@@ -240,9 +240,13 @@ impl Nodb {
         match put {
             Ok(()) => self.forget_entries(stale),
             Err(error) => {
-                warn!(key, %error, "the cache could not be told of a commit; noted, to be told later");
+                warn!(key, %error, "the cache could not be told of a commit");
                 stale.push(key);
-                self.debts.owe(stale);
+                match error.kind {
+                    // a server without memory, for one, takes nothing and still deletes
+                    StoreErrorKind::Refused | StoreErrorKind::Denied => self.forget_entries(stale),
+                    _ => self.debts.owe(stale),
+                }
             }
         }
     }

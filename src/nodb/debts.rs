@@ -112,3 +112,28 @@ impl Debts {
         Ok(keys)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Cache;
+    use crate::store::embedded::Embedded;
+
+    #[test]
+    fn the_next_daemon_with_the_same_pid_pays_for_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::new(1 << 20));
+        let keys = ["/run/a.nodb".to_owned(), "/run/b.nodb".to_owned()];
+        for key in &keys {
+            store.put(key, b"{}", b"seal").unwrap();
+        }
+        let one = Debts::new(dir.path(), store.clone());
+        one.owe(vec![keys[0].clone()]);
+        let next = Debts::new(dir.path(), store.clone());
+        next.owe(vec![keys[1].clone()]);
+        next.pay();
+        for key in &keys {
+            assert_eq!(store.get(key).unwrap().entry, None, "{key}");
+        }
+    }
+}

@@ -63,7 +63,11 @@ impl Rejected {
         for (age, path) in kept.iter().rev().enumerate() {
             bytes += fs::metadata(path).map_or(0, |meta| meta.len());
             if age > 0 && (age >= COUNT || bytes > BYTES) {
-                fs::remove_file(path)?;
+                match fs::remove_file(path) {
+                    // another refusal has just removed it
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed?,
+                }
             }
         }
         Ok(())

@@ -1,0 +1,74 @@
+//! A process beside the daemon that cuts the mount's connection should the daemon be killed.
+//!
+//! The kernel does that by itself once the dead daemon's descriptors are closed, but a killed daemon
+//! can keep them open for ever: its thread that tells the kernel of a changed name waits, deaf to
+//! signals, for a directory that the kernel holds for a request that nobody will answer any more.
+//! All users of the mount would hang with it. Cut off, they get ENOTCONN, as after any crash.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use tracing::debug;
+
+use super::{table, unmount};
+
+/// The daemon's side: its guard, which goes when this is dropped.
+#[derive(Debug)]
+pub struct Guard(Child);
+
+impl Guard {
+    /// Guards the mount at `at` (symlinks resolved) until the calling thread ends, so this is for the
+    /// main thread. `None`: an ordinary user in a container, perhaps, who may cut off nobody.
+    pub fn start(at: &Path) -> Option<Self> {
+        Self::try_start(at)
+            .inspect_err(|cause| debug!("no guard: {cause:#}"))
+            .ok()
+    }
+
+    fn try_start(at: &Path) -> Result<Self> {
+        let mounted = table::top(at)?.context("it is not in the mount table")?;
+        // opened now, so that it can never be another mount's that got the same number
+        let switch = unmount::switch(mounted.dev).context("no way to cut it off")?;
+        let guard = Command::new("/proc/self/exe")
+            .args(["guard", &std::process::id().to_string()])
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(switch)
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self(guard))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // it has nothing to say, and may be gone already
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The guard's side: waits for the end of its parent, the thread that started it in the process
+/// `daemon`, and then throws the switch, its standard output.
+pub fn run(daemon: u32) -> Result<()> {
+    // what ends the daemon may come to all of its group; the guard outlives it
+    let mut signals =
+        Signals::new([SIGUSR1, SIGTERM, SIGINT, SIGHUP]).context("cannot catch signals")?;
+    set_parent_process_death_signal(Some(Signal::USR1)).context("cannot watch the daemon")?;
+    let lives = || {
+        getppid()
+            .map(Pid::as_raw_nonzero)
+            .map(|pid| pid.get() as u32)
+            == Some(daemon)
+    };
+    if lives() {
+        signals.forever().find(|signal| *signal == SIGUSR1);
+    }
+    io::stdout().write_all(b"1")?;
+    Ok(io::stdout().flush()?)
+}
