@@ -47,7 +47,7 @@ pub enum Error {
     #[error("superseded: the name now leads to another generation")]
     Superseded,
     /// The lock service cannot be reached.
-    #[error("the lock service cannot be reached")]
+    #[error("the lock service cannot be reached: {0}")]
     Store(#[from] StoreError),
     /// Beyond `--max-payload`, in bytes.
     #[error("{size} bytes are more than --max-payload allows ({max})")]

@@ -222,11 +222,7 @@ impl Fs {
         set: &SetAttr,
         caller: Caller,
     ) -> Result<Attr> {
-        let asking = Asking {
-            caller,
-            nonblocking: false,
-            dump: false,
-        };
+        let asking = Asking::by(caller);
         if let Some(size) = set.size {
             self.nodb.truncate(controller, size, asking)?;
         }

@@ -319,6 +319,22 @@ fn a_link_under_a_controllers_name_must_be_a_document() {
     }
 }
 
+/// A run marked READONLY gets no new controller, not by a link of an old one either.
+#[test]
+fn a_link_under_a_controllers_name_heeds_readonly() {
+    for kind in BOTH {
+        let run = Run::new(kind);
+        fs::write(run.at("plain"), "{\"a\": 1}").unwrap();
+        fs::write(run.on_disk("READONLY"), "").unwrap();
+        for source in ["plain", NAME] {
+            let refused = fs::hard_link(run.at(source), run.at("new.nodb")).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "{source}");
+            assert!(!run.on_disk("new.nodb").exists());
+        }
+        fs::hard_link(run.at(NAME), run.at("copy")).unwrap();
+    }
+}
+
 /// Promise 3: what an exchange of names brings must be a document; otherwise neither name moves.
 #[test]
 fn an_exchange_brings_a_document_or_nothing() {

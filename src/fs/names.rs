@@ -86,11 +86,7 @@ impl Fs {
     pub fn unlink(&self, parent: u64, name: &OsStr, caller: Caller) -> Result<()> {
         let place = self.place(parent, name)?;
         if is_controller(name) {
-            let asking = Asking {
-                caller,
-                nonblocking: false,
-                dump: false,
-            };
+            let asking = Asking::by(caller);
             return self.nodb.unlink(&self.nodb.controllers.at(&place), asking);
         }
         self.plain.unlink(&place)
@@ -108,9 +104,8 @@ impl Fs {
         let (from, to) = (self.place(from.0, from.1)?, self.place(to.0, to.1)?);
         if is_controller(&from.name) || is_controller(&to.name) {
             let asking = Asking {
-                caller,
-                nonblocking: false,
                 dump,
+                ..Asking::by(caller)
             };
             return self.nodb.rename(&from, &to, flags, asking);
         }
@@ -126,17 +121,11 @@ impl Fs {
     /// `link`: the node `id` gets one more name.
     pub fn link(&self, id: u64, parent: u64, name: &OsStr, caller: Caller) -> Result<Entry> {
         let place = self.place(parent, name)?;
+        let asking = Asking::by(caller);
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) if is_controller(name) && self.plain.getattr(&inode)?.is_file() => {
-                self.nodb.link(
-                    &inode,
-                    &place,
-                    Asking {
-                        caller,
-                        nonblocking: false,
-                        dump: false,
-                    },
-                )?;
+                let lower = self.plain.inodes.fd(&inode)?;
+                self.nodb.link(&lower, &place, asking)?;
             }
             Node::Plain(inode) => {
                 self.plain.link(&inode, &place)?;
@@ -146,7 +135,11 @@ impl Fs {
             Node::Generation(generation) if !generation.has_departed() => {
                 let linked = &generation.controller.place;
                 let lower = self.nodb.open_lower(linked)?;
-                self.nodb.link_lower(&lower, &place)?;
+                if is_controller(name) {
+                    self.nodb.link(&lower, &place, asking)?;
+                } else {
+                    self.nodb.link_lower(&lower, &place)?;
+                }
                 // one link more, of which the kernel learns at its next look
                 self.nodb.notify(linked, true);
             }

@@ -54,6 +54,17 @@ pub struct Asking {
     pub dump: bool,
 }
 
+impl Asking {
+    /// As a patient caller asks, for an operation that is no tail of a dump.
+    pub fn by(caller: Caller) -> Self {
+        Self {
+            caller,
+            nonblocking: false,
+            dump: false,
+        }
+    }
+}
+
 /// Takes and releases locks for writers.
 pub struct Locker {
     store: Arc<dyn Store>,

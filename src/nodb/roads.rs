@@ -8,9 +8,9 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat};
 use tracing::info;
 
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::Attr;
-use crate::fs::inode::{Inode, Place, reopen_path};
+use crate::fs::inode::{Place, reopen_path};
 use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
 use crate::nodb::caller;
@@ -20,7 +20,7 @@ use crate::nodb::document::Document;
 use crate::nodb::identity::Identity;
 use crate::nodb::leftovers::temporary_name;
 use crate::nodb::lock::{Asking, Leases};
-use crate::nodb::publish::is_unsupported;
+use crate::nodb::publish::{is_unsupported, sync_dir};
 use crate::nodb::staging::{Snapshot, Staging, newborn};
 use crate::node::is_controller;
 
@@ -364,11 +364,11 @@ impl Nodb {
         Ok(())
     }
 
-    /// `link`: `source` gets the controller's name as well.
-    pub fn link(&self, source: &Inode, to: &Place, asking: Asking) -> Result<()> {
-        let lower = self.plain.inodes.fd(source)?;
+    /// `link`: the regular file behind `source`, which may be `O_PATH`, gets the controller's name
+    /// as well.
+    pub fn link(&self, source: &OwnedFd, to: &Place, asking: Asking) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd = openat(CWD, reopen_path(&*lower), flags, Mode::empty())?;
+        let fd = openat(CWD, reopen_path(source), flags, Mode::empty())?;
         let content = Arc::new(self.read_all(&fd)?);
         let document = Document::parse(&content)?;
         let controller = self.controllers.at(to);
@@ -377,7 +377,7 @@ impl Nodb {
         let mut leases = Leases::default();
         self.locker
             .cover(&mut leases, &controller, &lock_of(&identity), asking)?;
-        let linked = self.link_lower(&fd, to);
+        let linked = self.link_durably(&fd, to);
         if linked.is_ok() {
             let attr = Attr::of_fd(&fd)?;
             self.refresh(&controller, &attr, &content, &document);
@@ -385,6 +385,12 @@ impl Nodb {
         }
         self.locker.release(&mut leases, linked.is_ok());
         linked
+    }
+
+    fn link_durably(&self, fd: &OwnedFd, to: &Place) -> Result<()> {
+        plain::sync(fd, false)?;
+        self.link_lower(fd, to)?;
+        sync_dir(&*self.plain.inodes.fd(&to.dir)?).in_step("fsync the directory")
     }
 
     /// One more name for an open lower file.
