@@ -184,13 +184,16 @@ class NoDbBase:
         self._put_cache()
 
     def _read_file(self):
-        with open(self.path, encoding="utf-8") as file:
-            before = os.fstat(file.fileno())
-            text = file.read()
-            after = os.fstat(file.fileno())
-        if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
-            raise OSError(116, "the file changed while it was read", self.path)
-        return text, (after.st_mtime, after.st_size)
+        # a dump of the same size raises mtime after its rename (section 6): a reader without the lock may
+        # come in between, and reads again
+        for _ in range(100):
+            with open(self.path, encoding="utf-8") as file:
+                before = os.fstat(file.fileno())
+                text = file.read()
+                after = os.fstat(file.fileno())
+            if (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns):
+                return text, (after.st_mtime, after.st_size)
+        raise OSError(116, "the file changed while it was read", self.path)
 
     def _stat_signature(self):
         stat = os.stat(self.path)
