@@ -151,7 +151,14 @@ impl Fs {
     pub fn getattr(&self, id: u64) -> Result<(Attr, Duration)> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => {
-                let attr = self.plain.getattr(&inode)?;
+                let attr = match (self.plain.getattr(&inode), self.became(&inode)) {
+                    // it came to a controller's name and was replaced there: whoever asks is on the way
+                    // to an `open`, which sends the kernel back, and that goes back only once
+                    (Err(Error::Source(Errno::STALE)), Some(controller)) => {
+                        return Ok((self.plain.stat(&controller.place)?, Duration::ZERO));
+                    }
+                    (attr, _) => attr?,
+                };
                 Ok((attr, plain_attr_ttl(&attr)))
             }
             Node::Generation(generation) => {
