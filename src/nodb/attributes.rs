@@ -17,7 +17,6 @@ use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
-use crate::nodb::seal::Seal;
 
 impl Nodb {
     /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
@@ -51,23 +50,15 @@ impl Nodb {
             Payload::Bytes(bytes) => Some((bytes, Document::parse(bytes).ok()?)),
             Payload::File(_) => None,
         });
-        if let Some((bytes, document)) = &known {
-            self.payloads
-                .put(attr, &Arc::new(Payload::Bytes((*bytes).clone())));
-            if let Some(patched) = document.patch(bytes, attr.signature()) {
-                let seal = Seal::new(bytes, &patched, attr.signature()).to_bytes();
-                let key = self.cache_key(&controller.place)?;
-                if self.store.put(&key, &patched.text, &seal).is_ok()
-                    && self.is_still(controller, attr)
-                {
-                    return Ok(());
-                }
+        match &known {
+            Some((bytes, document)) => {
+                let payload = Arc::new(Payload::Bytes((*bytes).clone()));
+                self.payloads.put(attr, &payload);
+                self.refresh(controller, attr, bytes, document);
+                Ok(())
             }
+            None => self.void_entries(controller),
         }
-        let mut keys = self.aliases(&controller.place);
-        keys.push(self.cache_key(&controller.place)?);
-        self.forget_entries(keys);
-        Ok(())
     }
 
     /// A generation's attributes, with what `chmod`, `link` and the like made of them meanwhile.

@@ -251,6 +251,14 @@ impl Nodb {
         }
     }
 
+    /// Whatever the cache knows of the controller, under any of its paths, goes.
+    pub fn void_entries(&self, controller: &Controller) -> Result<()> {
+        let mut keys = self.aliases(&controller.place);
+        keys.push(self.cache_key(&controller.place)?);
+        self.forget_entries(keys);
+        Ok(())
+    }
+
     /// Deletes cache entries, now or as soon as the store is back. Deleting is always right.
     pub fn forget_entries(&self, keys: Vec<String>) {
         if keys.is_empty() {

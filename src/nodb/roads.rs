@@ -169,10 +169,7 @@ impl Nodb {
     /// The name leads nowhere: neither does its entry.
     fn vanished(&self, controller: &Controller) -> Result<()> {
         controller.supersede();
-        let mut keys = self.aliases(&controller.place);
-        keys.push(self.cache_key(&controller.place)?);
-        self.forget_entries(keys);
-        Ok(())
+        self.void_entries(controller)
     }
 
     /// `renameat2` where at least one of the names is a controller's.
