@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -24,7 +25,7 @@ use tokio::runtime::Runtime;
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
 use crate::fs::plain::SetAttr;
-use crate::mount::ClaimedSource;
+use crate::mount::{ClaimedSource, THREADS};
 pub use notify::Notices;
 use passthrough::Passthrough;
 
@@ -34,6 +35,10 @@ const MAX_WRITE: u32 = 1 << 20;
 /// How many operations may wait for the store, for locks or for the disk's `fsync` at a time.
 const WAITING: usize = 256;
 
+/// How many of the session's threads may be in such an operation themselves, which saves the way to
+/// another thread. The others are left for plain files.
+const INLINE: usize = THREADS - 2;
+
 /// How long a mount's end waits for operations that are under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -42,8 +47,10 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Adapter {
     fs: Arc<Fs>,
     passthrough: Arc<Passthrough>,
-    /// Threads for operations that may wait, so that the session's never do.
+    /// Threads for operations that may wait, so that enough of the session's never do.
     waiting: Option<Runtime>,
+    /// How many of the session's threads are in an operation that may wait.
+    inline: AtomicUsize,
     /// POSIX ACLs count where other users than the mount's own come in.
     acl: bool,
     /// Whether the source itself is stacked on other file systems.
@@ -73,21 +80,27 @@ impl Adapter {
             fs,
             passthrough: Arc::default(),
             waiting: Some(waiting),
+            inline: AtomicUsize::new(0),
             acl,
             stacked,
             _claimed: claimed,
         })
     }
 
-    /// Runs `work` here, or where it may wait.
+    /// Runs `work` here, or, if it may wait and too many are waiting here, elsewhere.
     fn run(&self, may_wait: bool, work: impl FnOnce(&Fs) + Send + 'static) {
+        if !may_wait {
+            return work(&self.fs);
+        }
+        let inline = self.inline.fetch_add(1, Relaxed) < INLINE;
         match &self.waiting {
-            Some(runtime) if may_wait => {
+            Some(runtime) if !inline => {
                 let fs = self.fs.clone();
                 runtime.spawn_blocking(move || work(&fs));
             }
             _ => work(&self.fs),
         }
+        self.inline.fetch_sub(1, Relaxed);
     }
 }
 

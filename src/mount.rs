@@ -25,6 +25,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use sd_notify::NotifyState;
 use tracing::{debug, error, info, warn};
 
+pub use session::THREADS;
 pub use source::{ClaimedSource, Source};
 
 use crate::config::Config;

@@ -18,7 +18,7 @@ use crate::hint::Hinted;
 
 /// Measured: two or more on descriptors of their own serve parallel clients best, and beyond that
 /// the kernel's contention is the limit. Four let plain files go on while two threads are stuck.
-const THREADS: usize = 4;
+pub const THREADS: usize = 4;
 const DEVICE: &str = "/dev/fuse";
 
 /// Refuses early, and in words, what would fail late: no device, no permission, no helper.

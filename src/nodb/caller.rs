@@ -5,10 +5,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The process of the thread `tid`, as the daemon sees it. `None`: gone, or out of sight.
 pub fn process_of(tid: u32) -> Option<u32> {
+    // most callers are their process's first thread, and only such a one has a pidfd
+    let leader = i32::try_from(tid).ok().and_then(Pid::from_raw)?;
+    if pidfd_open(leader, PidfdFlags::empty()).is_ok() {
+        return Some(tid);
+    }
     status_field(tid, "Tgid:")?.parse().ok()
 }
 

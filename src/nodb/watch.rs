@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::error::Errno;
 use crate::fs::attr::Ident;
-use crate::fs::inode::{Inode, Inodes, reopen_path};
+use crate::fs::inode::{Inode, Inodes, Place, reopen_path};
 use crate::nodb::Kernel;
 use crate::nodb::controller::Controllers;
 use crate::node::is_controller;
@@ -186,7 +186,12 @@ fn listen(
             continue;
         };
         let dir = watched.lock().dirs.get(&event.wd()).and_then(Weak::upgrade);
-        if let Some(dir) = dir.filter(|_| is_controller(name)) {
+        let Some(dir) = dir.filter(|_| is_controller(name)) else {
+            continue;
+        };
+        let controller = controllers.get(&Place::new(&dir, name));
+        // while a writer is at work the kernel remembers nothing
+        if !controller.is_some_and(|controller| controller.is_being_written()) {
             kernel.entry_changed(dir.id, name, false);
         }
     }
