@@ -15,5 +15,6 @@ pub mod hint;
 pub mod mount;
 pub mod nodb;
 pub mod node;
+pub mod step;
 pub mod store;
 pub mod telemetry;

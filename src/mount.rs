@@ -68,6 +68,8 @@ where
     F: fuser::Filesystem,
     B: FnOnce(&Config, Source) -> Result<Built<F>>,
 {
+    #[cfg(feature = "failpoints")]
+    let _failpoints = crate::step::arm();
     let (events, happened) = mpsc::channel();
     let armed = signals::catch(events.clone(), pipe.is_some())?;
     watch_panics(events.clone());

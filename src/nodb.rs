@@ -29,10 +29,11 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{debug, info};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
+use crate::step::{self, Step};
 use crate::store::Store;
 use controller::{Controller, Controllers};
 use debts::Debts;
@@ -158,7 +159,8 @@ impl Nodb {
         // the old generation of a commit under way has an old mtime, but was renamed just now
         let age = unix_nanos(SystemTime::now()) - attr.ctime;
         if leftovers::is_leftover(name, age) && attr.is_file() {
-            match self.plain.unlink(&place) {
+            let reached = step::at(Step::ClearLeftover).map_err(Error::from);
+            match reached.and_then(|()| self.plain.unlink(&place)) {
                 Ok(()) => info!(?name, "cleared what a crashed nodbfs left"),
                 Err(error) => debug!(?name, %error, "a leftover stays"),
             }

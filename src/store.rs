@@ -12,6 +12,8 @@ pub mod redis;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::error::Errno;
+
 /// How long an entry and its seal live (PROTOCOL.md 2).
 pub const CACHE_EXPIRY: Duration = Duration::from_secs(72 * 60 * 60);
 
@@ -24,6 +26,17 @@ pub struct StoreError {
     pub during: &'static str,
     /// What went wrong, in words; never a secret.
     pub cause: String,
+}
+
+/// Only a test says so: the connection broke.
+impl From<Errno> for StoreError {
+    fn from(errno: Errno) -> Self {
+        Self {
+            kind: StoreErrorKind::Unreachable,
+            during: "reach a step",
+            cause: errno.to_string(),
+        }
+    }
 }
 
 /// What kind of failure it was: what a person does about it differs.

@@ -17,6 +17,7 @@ use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
+use crate::step::{self, Step};
 
 impl Nodb {
     /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
@@ -29,6 +30,7 @@ impl Nodb {
     ) -> Result<Attr> {
         let fd = self.lower(&controller.place)?;
         let before = Attr::of_fd(&fd)?;
+        step::at(Step::Change)?;
         plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
         let attr = Attr::of_fd(&fd)?;
         if let Some(current) = controller
@@ -38,7 +40,9 @@ impl Nodb {
             current.refresh(attr);
         }
         if attr.stamp() != before.stamp() {
+            step::passed(Step::Follow);
             self.follow(controller, &before, &attr)?;
+            step::passed(Step::Answer);
         }
         Ok(attr)
     }

@@ -18,7 +18,8 @@ use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::publish::{Candidate, Published};
 use crate::nodb::seal::{Seal, digest};
 use crate::nodb::staging::{Snapshot, Writer};
-use crate::store::{LockName, StoreErrorKind};
+use crate::step::{self, Step};
+use crate::store::{LockName, StoreError, StoreErrorKind};
 
 /// What is to become the current generation of which controller.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ impl Nodb {
         match self.commit(&mut leases, &job) {
             Ok(attr) => {
                 staging.draft().settle(&snapshot, attr);
+                step::passed(Step::Answer);
                 Ok(())
             }
             Err(error) => {
@@ -79,7 +81,9 @@ impl Nodb {
     /// Makes `job` the current generation, releases the leases, and only then returns. The order
     /// of the steps is DESIGN.md's; each failure leaves the old generation in place.
     pub fn commit(&self, leases: &mut Leases, job: &Job<'_>) -> Result<Attr> {
+        step::at(Step::Validate)?;
         let document = self.validate(&job.snapshot.content)?;
+        step::at(Step::Identify)?;
         self.writable(&job.controller.place)?;
         let identity = self.identify(Some(&document), &job.controller.place)?;
         self.locker
@@ -141,6 +145,7 @@ impl Nodb {
 
     /// Step 4: the base is still what the name leads to.
     fn check_base(&self, job: &Job<'_>) -> Result<()> {
+        step::at(Step::CheckBase)?;
         let now = match self.plain.stat_now(&job.controller.place) {
             Ok(attr) => Some(attr.stamp()),
             Err(Error::Source(Errno::NOENT)) => None,
@@ -182,6 +187,7 @@ impl Nodb {
     /// Step 7: the published file reads back as it was written; else the old one comes back.
     fn verify(&self, job: &Job<'_>, published: Published) -> Result<Attr> {
         let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
+            step::at(Step::ReadBack)?;
             let attr = Attr::of_fd(&fd)?;
             if attr.stamp() != published.attr().stamp() {
                 return Err(Error::StaleBase);
@@ -200,6 +206,7 @@ impl Nodb {
         };
         match read_back {
             Ok(_) => {
+                step::passed(Step::Settle);
                 if let Some(replaced) = published.settle() {
                     self.reaper.take(replaced);
                 }
@@ -226,7 +233,8 @@ impl Nodb {
         let put = match document.patch(content, attr.signature()) {
             Some(patched) => {
                 let seal = Seal::new(content, &patched, attr.signature()).to_bytes();
-                self.store.put(&key, &patched.text, &seal)
+                let reached = step::at(Step::Put).map_err(StoreError::from);
+                reached.and_then(|()| self.store.put(&key, &patched.text, &seal))
             }
             None => {
                 stale.push(key.clone());
@@ -234,7 +242,8 @@ impl Nodb {
             }
         };
         // old readers trust any entry, so none may stay that is not the file's
-        if put.is_ok() && !self.is_still(controller, attr) {
+        let is_still = || step::at(Step::StillCurrent).is_ok() && self.is_still(controller, attr);
+        if put.is_ok() && !is_still() {
             stale.push(key.clone());
         }
         match put {
@@ -264,7 +273,8 @@ impl Nodb {
         if keys.is_empty() {
             return;
         }
-        if let Err(error) = self.store.delete(&keys) {
+        let reached = step::at(Step::Forget).map_err(StoreError::from);
+        if let Err(error) = reached.and_then(|()| self.store.delete(&keys)) {
             warn!(?keys, %error, "the cache could not be told; noted, to be told later");
             self.debts.owe(keys);
         }

@@ -14,6 +14,7 @@ use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use crate::nodb::seal::digest;
+use crate::step::{self, Step};
 use crate::store::Store;
 
 /// The debts to one store.
@@ -53,6 +54,7 @@ impl Debts {
     }
 
     fn write(&self, keys: &[String]) -> io::Result<()> {
+        step::at(Step::Owe)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -70,6 +72,7 @@ impl Debts {
             keys: keys.to_vec(),
         })?)?;
         file.sync_all()?;
+        step::at(Step::OweRename)?;
         fs::rename(&draft, &path)?;
         fs::File::open(&self.dir)?.sync_all()
     }
@@ -106,8 +109,10 @@ impl Debts {
             }
         };
         if !keys.is_empty() {
+            step::at(Step::Pay)?;
             self.store.delete(&keys).map_err(io::Error::other)?;
         }
+        step::at(Step::StrikeOut)?;
         fs::remove_file(path)?;
         Ok(keys)
     }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
+use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{Acquired, Committed, Holder, LockName, Store};
 
@@ -125,6 +126,7 @@ impl Locker {
         if let Some(held) = controller.lease_of(process, name) {
             return Ok(Lease::Own(held));
         }
+        step::at(Step::Acquire)?;
         let lease = match self.store.acquire(name, &self.owner, self.ttl)? {
             Acquired::Held(lease) => lease,
             Acquired::Busy(holder) => {
@@ -139,6 +141,7 @@ impl Locker {
         debug!(lock = name.key(), "lock taken");
         let held = self.keeper.hold(self.store.clone(), lease);
         controller.leased(process, &held);
+        step::at(Step::Acquired)?;
         Ok(Lease::Own(held))
     }
 
@@ -186,6 +189,7 @@ impl Locker {
     ///
     /// Errors: ESTALE (lost), ENOLCK (the store is away).
     pub fn check(&self, leases: &Leases) -> Result<()> {
+        step::at(Step::Confirm)?;
         for (name, lease) in &leases.held {
             match lease {
                 Lease::Own(held) => {

@@ -16,6 +16,7 @@ use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::plain::{self, SetAttr, XattrReply, list_xattrs, read_xattr, xattr_names};
 use crate::nodb::leftovers::temporary_name;
+use crate::step::{self, Step};
 
 /// How much later than its base a generation must be for every participant to see it: `st_mtime`
 /// as a float resolves some 0.2 µs, and cached signatures are compared to 1 µs (PROTOCOL.md 5).
@@ -45,6 +46,7 @@ impl Candidate {
         caller: Caller,
         replaces: bool,
     ) -> Result<Self> {
+        step::at(Step::CreateTemporary)?;
         let name = OsString::from(temporary_name());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let create = || openat(&*dir, &name, flags, Mode::from_raw_mode(mode & 0o7777));
@@ -84,7 +86,11 @@ impl Candidate {
     fn fill(&self, content: &[u8]) -> Result<()> {
         let mut written = 0;
         while written < content.len() {
-            written += plain::write(&self.fd, written as u64, &content[written..])?;
+            let part = step::part(&content[written..], written);
+            written += plain::write(&self.fd, written as u64, part)?;
+            if written < content.len() {
+                step::at(Step::WriteRest)?;
+            }
         }
         Ok(())
     }
@@ -92,6 +98,7 @@ impl Candidate {
     /// Takes over mode, owner and extended attributes of the base (promise 4), as they are now:
     /// they may have been changed since the writer opened it.
     pub fn take_after(&self, old: &OwnedFd) -> Result<()> {
+        step::at(Step::TakeAfter)?;
         let base = Attr::of_fd(old)?;
         let now = Attr::of_fd(&self.fd)?;
         if (now.uid, now.gid) != (base.uid, base.gid) {
@@ -142,8 +149,10 @@ impl Candidate {
             plain::change(&self.fd, None, &SetAttr { size: None, ..*set }, caller)?;
         }
         if let Some(base) = base {
+            step::at(Step::SetTime)?;
             self.later_than(base.mtime)?;
         }
+        step::at(Step::Sync)?;
         fsync(&self.fd).in_step("fsync the new generation")
     }
 
@@ -192,14 +201,16 @@ impl Candidate {
 
     /// Takes the place of `base` only, and says how that can be taken back.
     fn exchange(&mut self, target: &OsStr, base: &Attr) -> Result<Option<RenameFlags>> {
+        step::at(Step::Exchange)?;
         match self.rename_to(target, RenameFlags::EXCHANGE) {
             Ok(()) => {
-                let out = Attr::of_name(&*self.dir, &self.name);
+                let out = step::at(Step::Look).and_then(|()| Attr::of_name(&*self.dir, &self.name));
                 if out.is_ok_and(|out| out.stamp() == base.stamp()) {
                     return Ok(Some(RenameFlags::EXCHANGE));
                 }
                 // unless that succeeds, somebody else's file is under the temporary name
                 let temporary = std::mem::take(&mut self.temporary);
+                step::at(Step::TakeBack)?;
                 self.rename_to(target, RenameFlags::EXCHANGE)
                     .in_step("take a stale publication back")?;
                 self.temporary = temporary;
@@ -222,6 +233,7 @@ impl Candidate {
 
     /// Takes a name that is free.
     fn link_in(&self, target: &OsStr) -> Result<Option<RenameFlags>> {
+        step::at(Step::LinkIn)?;
         match self.rename_to(target, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Some(RenameFlags::NOREPLACE)),
             Err(Errno::EXIST) => Err(Error::StaleBase),
@@ -242,6 +254,7 @@ impl Candidate {
     }
 
     fn sync_dirs(&self) -> std::result::Result<(), Errno> {
+        step::at(Step::SyncDir)?;
         sync_dir(&self.target_dir)?;
         if Arc::ptr_eq(&self.dir, &self.target_dir) {
             Ok(())
@@ -254,7 +267,8 @@ impl Candidate {
 impl Drop for Candidate {
     fn drop(&mut self) {
         if self.temporary
-            && let Err(errno) = unlinkat(&*self.dir, &self.name, AtFlags::empty())
+            && let Err(errno) = step::at(Step::RemoveTemporary)
+                .and_then(|()| unlinkat(&*self.dir, &self.name, AtFlags::empty()))
         {
             warn!(%errno, name = ?self.name, "temporary file left behind");
         }
@@ -296,7 +310,8 @@ impl Published {
             ..
         } = &self.candidate;
         let undone = match self.back {
-            Some(back) => renameat_with(&**target_dir, &self.target, &**dir, name, back),
+            Some(back) => step::at(Step::Undo)
+                .and_then(|()| renameat_with(&**target_dir, &self.target, &**dir, name, back)),
             None => Err(Errno::OPNOTSUPP),
         };
         match undone {

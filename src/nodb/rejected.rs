@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use crate::step::{self, Step};
+
 /// How many refused documents are kept, the latest.
 const COUNT: usize = 64;
 
@@ -32,6 +34,7 @@ impl Rejected {
 
     /// Keeps `content`, which was meant for the file `name`, and says where.
     pub fn keep(&self, name: &str, content: &[u8]) -> io::Result<PathBuf> {
+        step::at(Step::KeepRejected)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -23,6 +23,7 @@ use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::publish::{is_unsupported, sync_dir};
 use crate::nodb::staging::{Snapshot, Staging, newborn};
 use crate::node::is_controller;
+use crate::step::{self, Step};
 
 impl Nodb {
     /// Prepares a writer for the controller and sends the kernel back to look the name up again,
@@ -51,7 +52,8 @@ impl Nodb {
         let identity = self.identity_now(controller)?;
         self.locker
             .cover(&mut leases, controller, &lock_of(&identity), asking)?;
-        let loaded = self.load(controller);
+        let reached = step::at(Step::Load).map_err(Error::from);
+        let loaded = reached.and_then(|()| self.load(controller));
         let content = loaded
             .as_ref()
             .map_err(|_| Errno::IO.into())
@@ -147,6 +149,9 @@ impl Nodb {
             self.refused(controller, error);
         }
         self.locker.release(&mut leases, changed.is_ok());
+        if changed.is_ok() {
+            step::passed(Step::Answer);
+        }
         changed
     }
 
@@ -159,6 +164,7 @@ impl Nodb {
         self.locked(&[controller], asking, |leases| {
             let away = Place::new(&place.dir, OsStr::new(&temporary_name()));
             self.rename_fenced(leases, place, &away, RenameFlags::NOREPLACE)?;
+            step::at(Step::RemoveUnlinked)?;
             self.plain.unlink(&away)?;
             self.vanished(controller)
         })?;
@@ -237,6 +243,7 @@ impl Nodb {
             }
             Some(_) => (RenameFlags::EXCHANGE, RenameFlags::EXCHANGE),
         };
+        step::at(Step::Move)?;
         match self.plain.rename(from, to, how) {
             Ok(()) => {}
             Err(Error::Source(errno)) if is_unsupported(errno) => {
@@ -247,11 +254,13 @@ impl Nodb {
         }
         let exchanged = how == RenameFlags::EXCHANGE;
         let expected = [before[0], before[1].filter(|_| exchanged)];
-        if [look(to), look(from)] != expected {
+        if step::at(Step::MovedLook).is_err() || [look(to), look(from)] != expected {
+            step::at(Step::MoveBack)?;
             self.plain.rename(to, from, back)?;
             return Err(Error::StaleBase);
         }
         if exchanged && !asked {
+            step::at(Step::RemoveReplaced)?;
             self.plain.unlink(from)
         } else {
             Ok(())
@@ -386,6 +395,7 @@ impl Nodb {
 
     fn link_durably(&self, fd: &OwnedFd, to: &Place) -> Result<()> {
         plain::sync(fd, false)?;
+        step::at(Step::Link)?;
         self.link_lower(fd, to)?;
         sync_dir(&*self.plain.inodes.fd(&to.dir)?).in_step("fsync the directory")
     }

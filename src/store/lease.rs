@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::{Acquired, Committed, Lease, LockName, Store, StoreError};
 use crate::error::{Errno, Error, Result};
+use crate::step::{self, Step};
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -382,6 +383,7 @@ struct Release {
 
 impl Release {
     fn attempt(&self) -> std::result::Result<bool, StoreError> {
+        step::at(Step::Release)?;
         self.store.release(&self.lease, self.committed.as_ref())
     }
 
