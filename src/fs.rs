@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod flush;
 pub mod handle;
 pub mod inode;
+pub mod local;
 mod names;
 mod open;
 pub mod plain;
@@ -56,12 +57,12 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file. With `read_only`, there is nothing to flush. The kernel may go to the lower
+    /// A plain file. Without `flush`, nobody need hear of its closing. The kernel may go to the lower
     /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
     /// bits would stay.
     Plain {
         fd: Arc<OwnedFd>,
-        read_only: bool,
+        flush: bool,
         set_id: bool,
     },
     /// A generation: pages stay.

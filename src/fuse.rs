@@ -314,7 +314,9 @@ impl Filesystem for Adapter {
         }
         let passthrough = self.passthrough.clone();
         self.run(true, move |fs| {
-            reply::open(reply, &passthrough, ino.0, fs.open(ino.0, flags.0, caller))
+            fs.open(ino.0, flags.0, caller, |answer| {
+                reply::open(reply, &passthrough, ino.0, answer)
+            });
         });
     }
 

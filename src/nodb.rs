@@ -19,6 +19,7 @@ pub mod roads;
 pub mod seal;
 pub mod staging;
 pub mod watch;
+pub mod writer;
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -6,11 +6,14 @@
 
 pub mod embedded;
 pub mod lease;
+mod meanwhile;
 mod payload;
 pub mod redis;
 
 use std::fmt;
 use std::time::{Duration, Instant};
+
+pub use meanwhile::Meanwhile;
 
 use crate::error::Errno;
 
@@ -125,7 +128,17 @@ pub trait Cache: Send + Sync {
     /// Entry and seal in one round trip.
     fn get(&self, key: &str) -> Result<Cached, StoreError>;
     /// Sets entry and seal together, each expiring after 72 h.
-    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError>;
+    fn put_while(
+        &self,
+        key: &str,
+        entry: &[u8],
+        seal: &[u8],
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<(), StoreError>;
+    /// As [`Cache::put_while`], with nothing to do meanwhile.
+    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError> {
+        self.put_while(key, entry, seal, Meanwhile::default())
+    }
     /// As [`Cache::put`], but only if the entry is still `seen`, what the caller read before: a
     /// reader must not put its generation over that of a commit made meanwhile. `false`: it is not.
     fn put_if_unchanged(
@@ -143,11 +156,29 @@ pub trait Cache: Send + Sync {
 pub trait Locks: Send + Sync {
     /// One attempt: checks the fence, sets the key if it is free and the mirror flag with it,
     /// atomically. `owner` is `<hostname>:<pid>`. An error means that the caller holds nothing.
-    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError>;
+    fn acquire_while(
+        &self,
+        name: &LockName,
+        owner: &str,
+        ttl: Duration,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Acquired, StoreError>;
+    /// As [`Locks::acquire_while`], with nothing to do meanwhile.
+    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+        self.acquire_while(name, owner, ttl, Meanwhile::default())
+    }
     /// Prolongs a lease that is still ours by its TTL, counted from now; `None` if it is not. The
     /// stored value changes in its expiry only, and an older lease of the same acquisition stays
     /// good for renewal and release: after a timeout nobody knows which value is stored.
-    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError>;
+    fn renew_while(
+        &self,
+        lease: &Lease,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Option<Lease>, StoreError>;
+    /// As [`Locks::renew_while`], with nothing to do meanwhile.
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
+        self.renew_while(lease, Meanwhile::default())
+    }
     /// Releases by value, clears the mirror flag if nobody holds the lock afterwards, and passes on
     /// what was committed, all in one round trip. `false`: it was no longer ours; what was
     /// committed is passed on all the same.

@@ -14,8 +14,8 @@ use nodbfs::error::{Errno, Error};
 use nodbfs::store::embedded::Embedded;
 use nodbfs::store::lease::{Keeper, acquire_waiting};
 use nodbfs::store::{
-    Acquired, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Status, Store, StoreError,
-    StoreErrorKind,
+    Acquired, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile, Status, Store,
+    StoreError, StoreErrorKind,
 };
 
 /// The embedded store, counting renewals and failing when told to.
@@ -60,8 +60,14 @@ impl Cache for Probe {
     fn get(&self, key: &str) -> Result<Cached, StoreError> {
         self.inner.get(key)
     }
-    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError> {
-        self.inner.put(key, entry, seal)
+    fn put_while(
+        &self,
+        key: &str,
+        entry: &[u8],
+        seal: &[u8],
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<(), StoreError> {
+        self.inner.put_while(key, entry, seal, meanwhile)
     }
     fn put_if_unchanged(
         &self,
@@ -78,14 +84,24 @@ impl Cache for Probe {
 }
 
 impl Locks for Probe {
-    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+    fn acquire_while(
+        &self,
+        name: &LockName,
+        owner: &str,
+        ttl: Duration,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Acquired, StoreError> {
         self.pass()?;
-        self.inner.acquire(name, owner, ttl)
+        self.inner.acquire_while(name, owner, ttl, meanwhile)
     }
-    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
+    fn renew_while(
+        &self,
+        lease: &Lease,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Option<Lease>, StoreError> {
         self.pass()?;
         self.renewals.fetch_add(1, SeqCst);
-        self.inner.renew(lease)
+        self.inner.renew_while(lease, meanwhile)
     }
     fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError> {
         self.pass()?;

@@ -389,6 +389,9 @@ impl Inodes {
 
     /// The path of a directory relative to the root, as it is now, wherever it was moved.
     pub fn relative_path(&self, dir: &Inode) -> Result<PathBuf> {
+        if dir.id == ROOT {
+            return Ok(PathBuf::new());
+        }
         let root = path_of(&*self.root_fd)?;
         let path = path_of(&*self.fd(dir)?)?;
         match path.strip_prefix(&root) {

@@ -9,6 +9,8 @@ use crate::fs::attr::unix_nanos;
 use crate::fs::credentials::Caller;
 use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
+use crate::fs::inode::Inode;
+use crate::fs::local::is_local;
 use crate::fs::{Entry, Fs, Open, Opened, plain};
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
@@ -19,6 +21,13 @@ use crate::node::{Node, is_controller};
 
 /// A directory that changed this recently may change again within the grain of its time stamp.
 const GRAIN: i128 = 20_000_000;
+
+/// Where an `open` leads.
+enum Way {
+    Here(Open),
+    /// The kernel is to look the controller's name up again and will find what the caller needs.
+    Back(Arc<Controller>),
+}
 
 impl Fs {
     /// Opens what needs no waiting; `None`: ask [`Fs::open`].
@@ -33,80 +42,99 @@ impl Fs {
                     .places()
                     .first()
                     .is_none_or(|place| !is_controller(&place.name));
-                plain.then(|| self.open(id, flags, caller))
+                plain.then(|| self.open_plain(&inode, flags, caller))
             }
-            Ok(Node::Staging(staging)) if self.is_expected(&staging, flags, caller) => {
-                staging.controller.arrived(&staging);
-                Some(Ok(self.writer(&staging, flags)))
+            Ok(Node::Staging(staging))
+                if staging.is_ready() && self.is_expected(&staging, flags, caller) =>
+            {
+                Some(self.enter(&staging, flags, caller))
             }
             Ok(Node::Generation(_) | Node::Staging(_)) => None,
             Err(error) => Some(Err(error)),
         }
     }
 
-    /// Opens a node. ESTALE sends the kernel back to look the name up again.
-    pub fn open(&self, id: u64, flags: i32, caller: Caller) -> Result<Open> {
-        match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => {
-                if let Some(controller) = self.became(&inode) {
-                    return Err(self.send_back(&controller, flags, caller));
-                }
-                let (attr, fd) = self.plain.open(&inode, flags, caller)?;
-                let opened = Opened::Plain {
-                    fd: fd.clone(),
-                    read_only: !writes(flags),
-                    set_id: attr.is_set_id(),
-                };
-                Ok(Open {
-                    handle: self.handles.add(Handle::File(fd)),
-                    opened,
-                })
+    /// Opens a node. ESTALE sends the kernel back to look the name up again. There may be something
+    /// left to do when `answer` has been called.
+    pub fn open(&self, id: u64, flags: i32, caller: Caller, answer: impl FnOnce(Result<Open>)) {
+        match self.find(id, flags, caller) {
+            Ok(Way::Here(open)) => answer(Ok(open)),
+            Ok(Way::Back(controller)) if writes(flags) => {
+                let asking = asking(flags, caller);
+                self.nodb
+                    .open_writer(&controller, flags, asking, |error| answer(Err(error)));
             }
-            Node::Generation(generation) => self.open_generation(&generation, flags, caller),
-            Node::Staging(staging) => self.open_staging(&staging, flags, caller),
+            Ok(Way::Back(controller)) => {
+                controller.expect_reader(caller.tid);
+                answer(Err(Error::Superseded));
+            }
+            Err(error) => answer(Err(error)),
         }
     }
 
-    fn open_generation(&self, generation: &Generation, flags: i32, caller: Caller) -> Result<Open> {
+    fn find(&self, id: u64, flags: i32, caller: Caller) -> Result<Way> {
+        match self.plain.inodes.get(id)? {
+            Node::Plain(inode) => match self.became(&inode) {
+                Some(controller) => Ok(Way::Back(controller)),
+                None => self.open_plain(&inode, flags, caller).map(Way::Here),
+            },
+            Node::Generation(generation) => self.find_generation(&generation, flags, caller),
+            Node::Staging(staging) => self.find_staging(&staging, flags, caller),
+        }
+    }
+
+    fn open_plain(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<Open> {
+        let (attr, fd) = self.plain.open(inode, flags, caller)?;
+        let opened = Opened::Plain {
+            flush: writes(flags) && !is_local(&*fd),
+            fd: fd.clone(),
+            set_id: attr.is_set_id(),
+        };
+        Ok(Open {
+            handle: self.handles.add(Handle::File(fd)),
+            opened,
+        })
+    }
+
+    fn find_generation(&self, generation: &Generation, flags: i32, caller: Caller) -> Result<Way> {
         if generation.has_departed() {
             return Err(Error::Superseded);
         }
         if writes(flags) {
-            return Err(self.send_back(&generation.controller, flags, caller));
+            return Ok(Way::Back(generation.controller.clone()));
         }
-        Ok(self.reader(self.nodb.open_cold(generation, caller.tid)?))
+        let payload = self.nodb.open_cold(generation, caller.tid)?;
+        Ok(Way::Here(self.reader(payload)))
     }
 
-    /// The kernel is to look the name up again and will find what the caller needs.
-    fn send_back(&self, controller: &Arc<Controller>, flags: i32, caller: Caller) -> Error {
-        if writes(flags) {
-            return self
-                .nodb
-                .open_writer(controller, flags, asking(flags, caller));
-        }
-        controller.expect_reader(caller.tid);
-        Error::Superseded
-    }
-
-    fn open_staging(&self, staging: &Arc<Staging>, flags: i32, caller: Caller) -> Result<Open> {
+    fn find_staging(&self, staging: &Arc<Staging>, flags: i32, caller: Caller) -> Result<Way> {
         let controller = &staging.controller;
+        if self.is_expected(staging, flags, caller) {
+            return self.enter(staging, flags, caller).map(Way::Here);
+        }
         // once more, by way of /proc/self/fd
         if Some(staging.tgid) == caller::process_of(caller.tid) {
             if flags & libc::O_TRUNC != 0 {
                 staging.draft().empty();
             }
-            return Ok(self.writer(staging, flags));
+            staging.opened();
+            return Ok(Way::Here(self.writer(staging, flags)));
         }
         if caller.tid == 0 && !writes(flags) {
             // nobody can tell the threads of invisible processes apart: serve it here
             let loaded = self.nodb.load(controller)?;
-            let handle = self.handles.add(Handle::Reader(loaded.payload));
-            return Ok(Open {
-                handle,
+            return Ok(Way::Here(Open {
+                handle: self.handles.add(Handle::Reader(loaded.payload)),
                 opened: Opened::Direct,
-            });
+            }));
         }
-        Err(self.send_back(controller, flags, caller))
+        Ok(Way::Back(controller.clone()))
+    }
+
+    /// The writer for whom `staging` was made has come.
+    fn enter(&self, staging: &Arc<Staging>, flags: i32, caller: Caller) -> Result<Open> {
+        self.nodb.enter(staging, flags, asking(flags, caller))?;
+        Ok(self.writer(staging, flags))
     }
 
     /// Whether the caller was sent back to look for just this staging.
@@ -122,8 +150,8 @@ impl Fs {
         }
     }
 
+    /// A handle more on `staging`, which has counted it.
     fn writer(&self, staging: &Arc<Staging>, flags: i32) -> Open {
-        staging.opened();
         let writer = Writer {
             staging: staging.clone(),
             append: flags & libc::O_APPEND != 0,
@@ -150,13 +178,14 @@ impl Fs {
             let staging =
                 self.nodb
                     .create(&controller, mode & !umask, flags, asking(flags, caller))?;
+            staging.opened();
             let open = self.writer(&staging, flags);
             return Ok((self.staging_entry(staging), open));
         }
         let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
         let opened = Opened::Plain {
+            flush: !is_local(&*fd),
             fd: fd.clone(),
-            read_only: false,
             set_id: attr.is_set_id(),
         };
         Ok((
@@ -218,9 +247,8 @@ impl Fs {
 
 fn asking(flags: i32, caller: Caller) -> Asking {
     Asking {
-        caller,
         nonblocking: flags & libc::O_NONBLOCK != 0,
-        dump: false,
+        ..Asking::by(caller)
     }
 }
 

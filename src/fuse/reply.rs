@@ -77,12 +77,8 @@ pub fn open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result
 /// How the kernel is to treat what was opened (measured: every request saved counts).
 fn flags_of(opened: &Opened) -> FopenFlags {
     match opened {
-        Opened::Plain {
-            read_only: true, ..
-        } => FopenFlags::FOPEN_NOFLUSH,
-        Opened::Plain {
-            read_only: false, ..
-        } => FopenFlags::empty(),
+        Opened::Plain { flush: false, .. } => FopenFlags::FOPEN_NOFLUSH,
+        Opened::Plain { flush: true, .. } => FopenFlags::empty(),
         Opened::Generation => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
         Opened::Direct => FopenFlags::FOPEN_DIRECT_IO,
         Opened::Directory { keep: true } => {

@@ -2,7 +2,6 @@
 //! changed without another generation, and nodbfs's own.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
@@ -14,10 +13,10 @@ use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
 use crate::nodb::commit::lock_of;
 use crate::nodb::controller::Controller;
-use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
 use crate::step::{self, Step};
+use crate::store::Meanwhile;
 
 impl Nodb {
     /// `chmod`, `chown`, `utimens` of a controller: the bytes stay, and where the signature
@@ -50,15 +49,14 @@ impl Nodb {
     /// The same bytes under another signature.
     fn follow(&self, controller: &Controller, before: &Attr, attr: &Attr) -> Result<()> {
         let payload = self.payloads.get(before);
-        let known = payload.as_deref().and_then(|payload| match payload {
-            Payload::Bytes(bytes) => Some((bytes, Document::parse(bytes).ok()?)),
+        let known = payload.as_ref().and_then(|payload| match &**payload {
+            Payload::Bytes(bytes, _) => Some((payload, bytes, payload.document()?)),
             Payload::File(_) => None,
         });
-        match &known {
-            Some((bytes, document)) => {
-                let payload = Arc::new(Payload::Bytes((*bytes).clone()));
-                self.payloads.put(attr, &payload);
-                self.refresh(controller, attr, bytes, document);
+        match known {
+            Some((payload, bytes, document)) => {
+                self.payloads.put(attr, payload);
+                self.refresh(controller, attr, bytes, document, Meanwhile::default());
                 Ok(())
             }
             None => self.void_entries(controller),

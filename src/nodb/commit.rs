@@ -19,15 +19,13 @@ use crate::nodb::publish::{Candidate, Published};
 use crate::nodb::seal::{Seal, digest};
 use crate::nodb::staging::{Snapshot, Writer};
 use crate::step::{self, Step};
-use crate::store::{LockName, StoreError, StoreErrorKind};
+use crate::store::{LockName, Meanwhile, StoreError, StoreErrorKind};
 
 /// What is to become the current generation of which controller.
 #[derive(Debug)]
 pub struct Job<'a> {
     pub controller: &'a Arc<Controller>,
     pub snapshot: &'a Snapshot,
-    /// A file that a rename brings; otherwise a temporary file is made of the content.
-    pub brought: Option<&'a Place>,
     /// The permission bits of a controller that is new.
     pub mode: u32,
     pub asking: Asking,
@@ -48,11 +46,10 @@ impl Nodb {
         let job = Job {
             controller: &staging.controller,
             snapshot: &snapshot,
-            brought: None,
             mode,
             asking,
         };
-        match self.commit(&mut leases, &job) {
+        match self.commit(&mut leases, &job, None) {
             Ok(attr) => {
                 staging.draft().settle(&snapshot, attr);
                 step::passed(Step::Answer);
@@ -78,9 +75,15 @@ impl Nodb {
         Ok(())
     }
 
-    /// Makes `job` the current generation, releases the leases, and only then returns. The order
-    /// of the steps is DESIGN.md's; each failure leaves the old generation in place.
-    pub fn commit(&self, leases: &mut Leases, job: &Job<'_>) -> Result<Attr> {
+    /// Makes `job` the current generation, releases the leases, and only then returns: `brought` by a
+    /// rename, or else in a temporary file made of the content. The steps are DESIGN.md's; the store is
+    /// asked and told while the disk is at work. Each failure leaves the old generation in place.
+    pub fn commit(
+        &self,
+        leases: &mut Leases,
+        job: &Job<'_>,
+        brought: Option<Candidate>,
+    ) -> Result<Attr> {
         step::at(Step::Validate)?;
         let document = self.validate(&job.snapshot.content)?;
         step::at(Step::Identify)?;
@@ -89,12 +92,25 @@ impl Nodb {
         self.locker
             .cover(leases, job.controller, &lock_of(&identity), job.asking)?;
         self.check_base(job)?;
-        let candidate = self.prepare(job)?;
-        self.locker.check(leases)?;
+        let mut candidate = self.prepare(job, brought)?;
+        let mut sync = || drop(candidate.sync());
+        self.locker.check(leases, job.asking.since, &mut sync)?;
+        candidate.sync()?;
         let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref())?;
-        let attr = self.verify(job, published)?;
-        self.refresh(job.controller, &attr, &job.snapshot.content, &document);
-        self.install(job.controller, &attr, &job.snapshot.content);
+        let (attr, published) = self.verify(job, published)?;
+        let mut sync_dirs = || published.sync_dirs();
+        self.refresh(
+            job.controller,
+            &attr,
+            &job.snapshot.content,
+            &document,
+            Meanwhile::of(&mut sync_dirs),
+        );
+        step::passed(Step::Settle);
+        if let Some(replaced) = published.settle() {
+            self.reaper.take(replaced);
+        }
+        self.install(job.controller, &attr, &job.snapshot.content, document);
         self.locker.release(leases, true);
         info!(
             runid = identity.runid,
@@ -159,14 +175,12 @@ impl Nodb {
     }
 
     /// Steps 1 and 5: a file beside the controller that has everything the new generation will.
-    fn prepare(&self, job: &Job<'_>) -> Result<Candidate> {
+    fn prepare(&self, job: &Job<'_>, brought: Option<Candidate>) -> Result<Candidate> {
         let place = &job.controller.place;
-        let dir = self.plain.inodes.fd(&place.dir)?;
-        let candidate = match job.brought {
-            Some(brought) => {
-                Candidate::brought(self.plain.inodes.fd(&brought.dir)?, dir, &brought.name)?
-            }
+        let mut candidate = match brought {
+            Some(brought) => brought,
             None => {
+                let dir = self.plain.inodes.fd(&place.dir)?;
                 let (content, caller) = (&job.snapshot.content, job.asking.caller);
                 let replaces = job.snapshot.base.is_some();
                 Candidate::write(dir, content, job.mode, caller, replaces)?
@@ -185,7 +199,7 @@ impl Nodb {
     }
 
     /// Step 7: the published file reads back as it was written; else the old one comes back.
-    fn verify(&self, job: &Job<'_>, published: Published) -> Result<Attr> {
+    fn verify(&self, job: &Job<'_>, published: Published) -> Result<(Attr, Published)> {
         let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
             step::at(Step::ReadBack)?;
             let attr = Attr::of_fd(&fd)?;
@@ -205,15 +219,12 @@ impl Nodb {
             answer => answer,
         };
         match read_back {
-            Ok(_) => {
-                step::passed(Step::Settle);
-                if let Some(replaced) = published.settle() {
-                    self.reaper.take(replaced);
-                }
+            Ok(attr) => Ok((attr, published)),
+            Err(error) => {
+                published.undo();
+                Err(error)
             }
-            Err(_) => published.undo(),
         }
-        read_back
     }
 
     /// Step 8: entry and seal of the new generation for every participant; what cannot be told now
@@ -224,6 +235,7 @@ impl Nodb {
         attr: &Attr,
         content: &[u8],
         document: &Document,
+        meanwhile: Meanwhile<'_>,
     ) {
         let place = &controller.place;
         let Ok(key) = self.cache_key(place) else {
@@ -234,7 +246,7 @@ impl Nodb {
             Some(patched) => {
                 let seal = Seal::new(content, &patched, attr.signature()).to_bytes();
                 let reached = step::at(Step::Put).map_err(StoreError::from);
-                reached.and_then(|()| self.store.put(&key, &patched.text, &seal))
+                reached.and_then(|()| self.store.put_while(&key, &patched.text, &seal, meanwhile))
             }
             None => {
                 stale.push(key.clone());
@@ -281,9 +293,15 @@ impl Nodb {
     }
 
     /// The name leads to the new generation from now on.
-    pub fn install(&self, controller: &Controller, attr: &Attr, content: &Arc<Vec<u8>>) {
-        self.payloads
-            .put(attr, &Arc::new(Payload::Bytes(content.clone())));
+    pub fn install(
+        &self,
+        controller: &Controller,
+        attr: &Attr,
+        content: &Arc<Vec<u8>>,
+        document: Document,
+    ) {
+        let payload = Payload::of_document(content.clone(), document);
+        self.payloads.put(attr, &Arc::new(payload));
         controller.set_last_error(None);
         controller.supersede();
     }

@@ -1,7 +1,7 @@
 //! A generation: one committed payload of a controller, and the memory of the latest ones read.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::plain;
 use crate::nodb::controller::Controller;
+use crate::nodb::document::Document;
 
 /// One committed payload of a controller, as an inode of the kernel's: its content never changes,
 /// so its pages and attributes may stay cached for ever.
@@ -61,17 +62,37 @@ impl Generation {
 /// The bytes of a generation, held as long as a reader has it open.
 #[derive(Debug)]
 pub enum Payload {
-    /// In memory.
-    Bytes(Arc<Vec<u8>>),
+    /// In memory, and what they say as a document once somebody has asked.
+    Bytes(Arc<Vec<u8>>, OnceLock<Option<Document>>),
     /// Larger than `--max-payload`: read from the file, which an in-place writer can change.
     File(OwnedFd),
 }
 
 impl Payload {
+    /// Bytes that nobody has judged yet.
+    pub fn of(bytes: Arc<Vec<u8>>) -> Self {
+        Self::Bytes(bytes, OnceLock::new())
+    }
+
+    /// The bytes of `document`.
+    pub fn of_document(bytes: Arc<Vec<u8>>, document: Document) -> Self {
+        Self::Bytes(bytes, OnceLock::from(Some(document)))
+    }
+
+    /// As a document, if it is one and in memory.
+    pub fn document(&self) -> Option<&Document> {
+        match self {
+            Self::Bytes(bytes, document) => document
+                .get_or_init(|| Document::parse(bytes).ok())
+                .as_ref(),
+            Self::File(_) => None,
+        }
+    }
+
     /// In bytes.
     pub fn size(&self) -> Result<u64> {
         match self {
-            Self::Bytes(bytes) => Ok(bytes.len() as u64),
+            Self::Bytes(bytes, _) => Ok(bytes.len() as u64),
             Self::File(fd) => Ok(Attr::of_fd(fd)?.size),
         }
     }
@@ -79,7 +100,7 @@ impl Payload {
     /// At most `size` bytes from `offset` on.
     pub fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
         match self {
-            Self::Bytes(bytes) => Ok(window(bytes, offset, size).to_vec()),
+            Self::Bytes(bytes, _) => Ok(window(bytes, offset, size).to_vec()),
             Self::File(fd) => plain::read(fd, offset, size),
         }
     }
@@ -149,7 +170,7 @@ impl Payloads {
 /// What a payload costs: its bytes and the bookkeeping.
 fn weight(payload: &Payload) -> usize {
     match payload {
-        Payload::Bytes(bytes) => bytes.len() + 256,
+        Payload::Bytes(bytes, _) => bytes.len() + 256,
         Payload::File(_) => 256,
     }
 }

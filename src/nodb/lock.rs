@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, info, warn};
 
@@ -13,11 +13,14 @@ use crate::nodb::caller;
 use crate::nodb::controller::Controller;
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
-use crate::store::{Acquired, Committed, Holder, LockName, Store};
+use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
 
 /// How long a lease must be ours for sure when a publication begins. Longer than any publication
 /// on a healthy disk; the publication is fenced for the others.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// After so long, an `fsync` say, the store is asked once more.
+const OLD: Duration = Duration::from_millis(100);
 
 /// The right to publish a controller.
 #[derive(Debug)]
@@ -39,9 +42,9 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// The process they were taken for; 0 if it cannot be seen.
-    pub fn process(&self) -> u32 {
-        self.process
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
     }
 }
 
@@ -53,6 +56,8 @@ pub struct Asking {
     pub nonblocking: bool,
     /// A rename of NoDb's own temporary name: the tail of a dump.
     pub dump: bool,
+    /// When the operation began.
+    pub since: Instant,
 }
 
 impl Asking {
@@ -62,6 +67,7 @@ impl Asking {
             caller,
             nonblocking: false,
             dump: false,
+            since: Instant::now(),
         }
     }
 }
@@ -107,42 +113,71 @@ impl Locker {
         name: &LockName,
         asking: Asking,
     ) -> Result<()> {
-        if !leases.held.iter().any(|(held, _)| held == name) {
-            let process = caller::process_of(asking.caller.tid).unwrap_or(0);
-            let lease = self.take(controller, name, process, asking)?;
-            leases.process = process;
-            leases.held.push((name.clone(), lease));
+        self.cover_while(leases, controller, name, asking, Meanwhile::default())
+    }
+
+    /// As [`Locker::cover`]; `meanwhile` is done while the store is asked.
+    pub fn cover_while(
+        &self,
+        leases: &mut Leases,
+        controller: &Controller,
+        name: &LockName,
+        asking: Asking,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<()> {
+        if self.try_cover(leases, controller, name, asking, meanwhile)? {
+            return Ok(());
         }
+        let lease = self
+            .wait_for(name, asking)
+            .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?;
+        let lease = self.keep(controller, leases.process, lease);
+        leases.held.push((name.clone(), lease));
+        step::at(Step::Acquired)?;
         Ok(())
     }
 
-    fn take(
+    /// As [`Locker::cover_while`], without waiting for whoever holds the lock; `false`: somebody does.
+    pub fn try_cover(
         &self,
+        leases: &mut Leases,
         controller: &Controller,
         name: &LockName,
-        process: u32,
         asking: Asking,
-    ) -> Result<Lease> {
-        if let Some(held) = controller.lease_of(process, name) {
-            return Ok(Lease::Own(held));
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<bool> {
+        if leases.held.iter().any(|(held, _)| held == name) {
+            return Ok(true);
         }
-        step::at(Step::Acquire)?;
-        let lease = match self.store.acquire(name, &self.owner, self.ttl)? {
-            Acquired::Held(lease) => lease,
-            Acquired::Busy(holder) => {
-                if let Some(lease) = self.adopt(name, &holder, asking) {
-                    return Ok(lease);
+        leases.process = caller::process_of(asking.caller.tid).unwrap_or(0);
+        let lease = match controller.lease_of(leases.process, name) {
+            Some(held) => Lease::Own(held),
+            None => {
+                step::at(Step::Acquire)?;
+                let asked = self
+                    .store
+                    .acquire_while(name, &self.owner, self.ttl, meanwhile);
+                match asked? {
+                    Acquired::Held(lease) => self.keep(controller, leases.process, lease),
+                    Acquired::Busy(holder) => match self.adopt(name, &holder, asking) {
+                        Some(lease) => lease,
+                        None => return Ok(false),
+                    },
+                    Acquired::Fenced => return Ok(false),
                 }
-                self.wait_for(name, asking)
-                    .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?
             }
-            Acquired::Fenced => self.wait_for(name, asking)?,
         };
-        debug!(lock = name.key(), "lock taken");
+        leases.held.push((name.clone(), lease));
+        step::at(Step::Acquired)?;
+        Ok(true)
+    }
+
+    /// A lease that was taken for `process`, kept alive from now on.
+    fn keep(&self, controller: &Controller, process: u32, lease: store::Lease) -> Lease {
+        debug!(lock = lease.name.key(), "lock taken");
         let held = self.keeper.hold(self.store.clone(), lease);
         controller.leased(process, &held);
-        step::at(Step::Acquired)?;
-        Ok(Lease::Own(held))
+        Lease::Own(held)
     }
 
     /// The lease of a writer that holds the lock itself, or that must be believed to.
@@ -163,7 +198,7 @@ impl Locker {
         }
     }
 
-    fn wait_for(&self, name: &LockName, asking: Asking) -> Result<crate::store::Lease> {
+    fn wait_for(&self, name: &LockName, asking: Asking) -> Result<store::Lease> {
         let wait = if asking.nonblocking {
             Duration::ZERO
         } else {
@@ -185,19 +220,33 @@ impl Locker {
         }
     }
 
-    /// Makes sure that every lease is still the writer's, for long enough to publish.
+    /// Makes sure that every lease is still the writer's, for long enough to publish. A lease that was
+    /// taken `since` then needs no question. `work` is done while the store is asked.
     ///
     /// Errors: ESTALE (lost), ENOLCK (the store is away).
-    pub fn check(&self, leases: &Leases) -> Result<()> {
+    pub fn check(&self, leases: &Leases, since: Instant, work: &mut dyn FnMut()) -> Result<()> {
         step::at(Step::Confirm)?;
+        let asked = Instant::now();
+        self.ask(leases, since, Meanwhile::of(work))?;
+        if asked.elapsed() > OLD {
+            self.ask(leases, Instant::now(), Meanwhile::default())?;
+        }
+        Ok(())
+    }
+
+    fn ask(&self, leases: &Leases, since: Instant, mut meanwhile: Meanwhile<'_>) -> Result<()> {
         for (name, lease) in &leases.held {
             match lease {
                 Lease::Own(held) => {
-                    held.confirm()?;
+                    if held.asked().is_none_or(|asked| asked < since) {
+                        held.confirm(std::mem::take(&mut meanwhile))?;
+                    }
+                    meanwhile.run();
                     held.check(MARGIN.min(self.ttl / 4))
                         .map_err(Error::LeaseLost)?;
                 }
                 Lease::Adopted(holder) => {
+                    meanwhile.run();
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {
                         return Err(Error::LeaseLost(format!(

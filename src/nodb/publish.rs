@@ -1,12 +1,12 @@
 //! A file that is about to become a generation, and the moment when it does.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod,
-    fchown, fremovexattr, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
+    fchown, fgetxattr, fremovexattr, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
 };
 use tracing::{error, warn};
 
@@ -22,6 +22,9 @@ use crate::step::{self, Step};
 /// as a float resolves some 0.2 µs, and cached signatures are compared to 1 µs (PROTOCOL.md 5).
 const LATER: i128 = 10_000;
 
+/// The extended attribute in which an access ACL lies.
+const ACL: &CStr = c"system.posix_acl_access";
+
 /// Where a file system keeps no finer times, in nanoseconds.
 const SECOND: i128 = 1_000_000_000;
 
@@ -34,6 +37,16 @@ pub struct Candidate {
     target_dir: Arc<OwnedFd>,
     /// Whether the file is nodbfs's own and goes when it is not published.
     temporary: bool,
+    synced: Synced,
+}
+
+/// Whether a file is on stable storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Synced {
+    No,
+    Yes,
+    /// The kernel forgets a failed `fsync`: a later one would succeed and say nothing.
+    Failed(Errno),
 }
 
 impl Candidate {
@@ -65,6 +78,7 @@ impl Candidate {
             name,
             fd,
             temporary: true,
+            synced: Synced::No,
         };
         candidate.fill(content)?;
         Ok(candidate)
@@ -80,7 +94,13 @@ impl Candidate {
             fd,
             target_dir,
             temporary: false,
+            synced: Synced::No,
         })
+    }
+
+    /// The open file.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
     }
 
     fn fill(&self, content: &[u8]) -> Result<()> {
@@ -97,26 +117,37 @@ impl Candidate {
 
     /// Takes over mode, owner and extended attributes of the base (promise 4), as they are now:
     /// they may have been changed since the writer opened it.
-    pub fn take_after(&self, old: &OwnedFd) -> Result<()> {
+    pub fn take_after(&mut self, old: &OwnedFd) -> Result<()> {
         step::at(Step::TakeAfter)?;
         let base = Attr::of_fd(old)?;
         let now = Attr::of_fd(&self.fd)?;
         if (now.uid, now.gid) != (base.uid, base.gid) {
             let (uid, gid) = (Some(Uid::from_raw(base.uid)), Some(Gid::from_raw(base.gid)));
+            self.touched();
             fchown(&self.fd, uid, gid).in_step("keep the owner")?;
         }
         if now.mode != base.mode {
+            self.touched();
             fchmod(&self.fd, Mode::from_raw_mode(base.mode & 0o7777)).in_step("keep the mode")?;
         }
-        // a directory's default ACL grants nothing that the base did not
-        match fremovexattr(&self.fd, c"system.posix_acl_access") {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(errno).in_step("keep the ACL"),
-        }
+        self.drop_acl()?;
         self.copy_xattrs(old)
     }
 
-    fn copy_xattrs(&self, old: &OwnedFd) -> Result<()> {
+    /// A directory's default ACL grants nothing that the base did not.
+    fn drop_acl(&mut self) -> Result<()> {
+        // ext4 removes one that is not there too, and has the inode to write
+        match fgetxattr(&self.fd, ACL, &mut [0u8; 0]) {
+            Ok(_) => {
+                self.touched();
+                fremovexattr(&self.fd, ACL).in_step("keep the ACL")
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno).in_step("keep the ACL"),
+        }
+    }
+
+    fn copy_xattrs(&mut self, old: &OwnedFd) -> Result<()> {
         let XattrReply::Size(size) = (match list_xattrs(old, 0) {
             Err(Error::Source(Errno::OPNOTSUPP)) => return Ok(()),
             answer => answer?,
@@ -129,6 +160,7 @@ impl Candidate {
         let XattrReply::Data(list) = list_xattrs(old, size)? else {
             return Ok(());
         };
+        self.touched();
         for name in xattr_names(list) {
             let XattrReply::Size(size) = read_xattr(old, &name, 0)? else {
                 continue;
@@ -143,21 +175,40 @@ impl Candidate {
         Ok(())
     }
 
-    /// The writer's own changes, a time that tells it from the base, and the way to the disk.
-    pub fn finish(&self, set: &SetAttr, base: Option<&Attr>, caller: Caller) -> Result<()> {
+    /// The writer's own changes, and a time that tells it from the base.
+    pub fn finish(&mut self, set: &SetAttr, base: Option<&Attr>, caller: Caller) -> Result<()> {
         if !set.is_empty() {
+            self.touched();
             plain::change(&self.fd, None, &SetAttr { size: None, ..*set }, caller)?;
         }
         if let Some(base) = base {
             step::at(Step::SetTime)?;
             self.later_than(base.mtime)?;
         }
-        step::at(Step::Sync)?;
-        fsync(&self.fd).in_step("fsync the new generation")
+        Ok(())
+    }
+
+    /// The way to the disk, for what is not there yet. A failure is final.
+    pub fn sync(&mut self) -> Result<()> {
+        if self.synced == Synced::No {
+            let synced = step::at(Step::Sync).and_then(|()| fsync(&self.fd));
+            self.synced = synced.map_or_else(Synced::Failed, |()| Synced::Yes);
+        }
+        match self.synced {
+            Synced::Failed(errno) => Err(errno).in_step("fsync the new generation"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Something is about to change that has to be on stable storage too.
+    fn touched(&mut self) {
+        if self.synced == Synced::Yes {
+            self.synced = Synced::No;
+        }
     }
 
     /// Strictly later than the base, by so much that nobody takes one for the other.
-    fn later_than(&self, base: i128) -> Result<()> {
+    fn later_than(&mut self, base: i128) -> Result<()> {
         for mtime in [base + LATER, (base / SECOND + 2) * SECOND] {
             if Attr::of_fd(&self.fd)?.mtime >= base + LATER {
                 break;
@@ -170,13 +221,15 @@ impl Candidate {
                 last_access: omit,
                 last_modification: timespec(mtime),
             };
+            self.touched();
             futimens(&self.fd, &times).in_step("set a later mtime")?;
         }
         Ok(())
     }
 
     /// Step 6: the name `place` leads to this file, in place of `base` and of nothing else. A pause
-    /// at any instruction can at worst show for a moment what is then taken back.
+    /// at any instruction can at worst show for a moment what is then taken back. It is durable after
+    /// [`Published::sync_dirs`].
     pub fn publish(mut self, place: &Place, base: Option<&Attr>) -> Result<Published> {
         let attr = Attr::of_fd(&self.fd)?;
         let target = place.name.clone();
@@ -186,10 +239,6 @@ impl Candidate {
         };
         // what lies under the old name is no longer the candidate
         let temporary = std::mem::take(&mut self.temporary);
-        if let Err(errno) = self.sync_dirs() {
-            // the new generation is there and cannot be taken back truthfully
-            warn!(%errno, name = ?target, "published, but the directory could not be synced");
-        }
         Ok(Published {
             candidate: self,
             target,
@@ -291,6 +340,14 @@ impl Published {
     /// The attributes of the file that was published.
     pub fn attr(&self) -> Attr {
         self.attr
+    }
+
+    /// Makes the publication durable. A failure is a warning: the new generation is there and cannot
+    /// be taken back truthfully.
+    pub fn sync_dirs(&self) {
+        if let Err(errno) = self.candidate.sync_dirs() {
+            warn!(%errno, name = ?self.target, "published, but the directory could not be synced");
+        }
     }
 
     /// The old generation, which lies under the candidate's old name, goes.

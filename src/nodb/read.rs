@@ -36,7 +36,7 @@ impl Loaded {
     /// The bytes, if they are a document of a size nodbfs handles.
     pub fn bytes(&self) -> Result<&Arc<Vec<u8>>> {
         match &*self.payload {
-            Payload::Bytes(bytes) => Ok(bytes),
+            Payload::Bytes(bytes, _) => Ok(bytes),
             Payload::File(_) => Err(Errno::FBIG.into()),
         }
     }
@@ -142,7 +142,7 @@ impl Nodb {
             let Some((attr, payload)) = self.read_disk(place)? else {
                 continue;
             };
-            let Payload::Bytes(bytes) = &payload else {
+            let Payload::Bytes(bytes, _) = &payload else {
                 return Ok(Loaded {
                     attr,
                     payload: Arc::new(payload),
@@ -170,7 +170,7 @@ impl Nodb {
     }
 
     fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
-        let payload = Arc::new(Payload::Bytes(Arc::new(bytes)));
+        let payload = Arc::new(Payload::of(Arc::new(bytes)));
         self.payloads.put(&attr, &payload);
         Loaded { attr, payload }
     }
@@ -201,7 +201,7 @@ impl Nodb {
         let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
         let unchanged = Attr::of_fd(&fd).in_step("stat the controller")?.stamp() == attr.stamp();
         let complete = unchanged && bytes.len() as u64 == attr.size;
-        Ok(complete.then(|| (attr, Payload::Bytes(Arc::new(bytes)))))
+        Ok(complete.then(|| (attr, Payload::of(Arc::new(bytes)))))
     }
 
     /// Opens the controller's file for reading.

@@ -20,116 +20,39 @@ use crate::nodb::document::Document;
 use crate::nodb::identity::Identity;
 use crate::nodb::leftovers::temporary_name;
 use crate::nodb::lock::{Asking, Leases};
-use crate::nodb::publish::{is_unsupported, sync_dir};
-use crate::nodb::staging::{Snapshot, Staging, newborn};
+use crate::nodb::publish::{Candidate, is_unsupported, sync_dir};
+use crate::nodb::staging::Snapshot;
 use crate::node::is_controller;
 use crate::step::{self, Step};
+use crate::store::Meanwhile;
 
 impl Nodb {
-    /// Prepares a writer for the controller and sends the kernel back to look the name up again,
-    /// where it will find the staging: always an error, ESTALE if all is well.
-    pub fn open_writer(&self, controller: &Arc<Controller>, flags: i32, asking: Asking) -> Error {
-        match self.stage(controller, flags, asking) {
-            Ok(staging) => controller.expect_writer(asking.caller.tid, staging),
-            // gone meanwhile: the kernel looks again, and creates it if the writer wants that
-            Err(Error::Source(Errno::NOENT)) => controller.expect_reader(asking.caller.tid),
-            Err(error) => {
-                self.refused(controller, &error);
-                return error;
-            }
-        }
-        Error::Superseded
-    }
-
-    fn stage(
-        &self,
-        controller: &Arc<Controller>,
-        flags: i32,
-        asking: Asking,
-    ) -> Result<Arc<Staging>> {
-        self.writable(&controller.place)?;
-        let mut leases = Leases::default();
-        let identity = self.identity_now(controller)?;
-        self.locker
-            .cover(&mut leases, controller, &lock_of(&identity), asking)?;
-        let reached = step::at(Step::Load).map_err(Error::from);
-        let loaded = reached.and_then(|()| self.load(controller));
-        let content = loaded
-            .as_ref()
-            .map_err(|_| Errno::IO.into())
-            .and_then(|loaded| {
-                if flags & libc::O_TRUNC != 0 {
-                    Ok(Arc::default())
-                } else {
-                    loaded.bytes().cloned()
-                }
-            });
-        let (loaded, content) = match (loaded, content) {
-            (Ok(loaded), Ok(content)) => (loaded, content),
-            (Err(error), _) | (_, Err(error)) => {
-                self.locker.release(&mut leases, false);
-                return Err(error);
-            }
-        };
-        let tgid = leases.process();
-        let id = self.plain.inodes.fresh_id();
-        let base = Some(loaded.attr);
-        let staging = Staging::new(
-            id,
-            controller.clone(),
-            tgid,
-            base,
-            loaded.attr,
-            content,
-            leases,
-        );
-        Ok(controller.staged(staging))
-    }
-
-    /// A controller that does not exist: a staging that becomes one at its first commit. The lock
-    /// is taken then, for the kernel holds the directory until this is answered.
-    pub fn create(
-        &self,
-        controller: &Arc<Controller>,
-        mode: u32,
-        flags: i32,
-        asking: Asking,
-    ) -> Result<Arc<Staging>> {
-        match self.plain.stat(&controller.place) {
-            Ok(_) if flags & libc::O_EXCL != 0 => return Err(Errno::EXIST.into()),
-            Ok(_) => return Err(self.open_writer(controller, flags, asking)),
-            Err(Error::Source(Errno::NOENT)) => {}
-            Err(error) => return Err(error),
-        }
-        self.writable(&controller.place)
-            .inspect_err(|error| self.refused(controller, error))?;
-        let caller = asking.caller;
-        let tgid = caller::process_of(caller.tid).unwrap_or(0);
-        let id = self.plain.inodes.fresh_id();
-        let attr = newborn(id, mode, caller.uid, caller.gid);
-        let content = Arc::default();
-        let leases = Leases::default();
-        let staging = Staging::new(id, controller.clone(), tgid, None, attr, content, leases);
-        Ok(controller.staged(staging))
-    }
-
     /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
     pub fn identity_now(&self, controller: &Controller) -> Result<Identity> {
         let loaded = self.load(controller)?;
-        let document = loaded
-            .bytes()
-            .ok()
-            .and_then(|bytes| Document::parse(bytes).ok());
-        self.identify(document.as_ref(), &controller.place)
+        self.identify(loaded.payload.document(), &controller.place)
     }
 
-    /// Runs `change` under the locks of all `controllers` that exist, taken in one order.
+    /// Runs `change` under the locks of all `controllers` that exist.
     fn locked<T>(
         &self,
         controllers: &[&Arc<Controller>],
         asking: Asking,
         change: impl FnOnce(&mut Leases) -> Result<T>,
     ) -> Result<T> {
+        let mut leases = self.lock(controllers, asking, Meanwhile::default())?;
+        let changed = change(&mut leases);
+        self.unlock(controllers, leases, changed)
+    }
+
+    /// Takes the locks of all `controllers` that exist, in one order. `meanwhile` is done while the
+    /// store is asked for the first.
+    fn lock(
+        &self,
+        controllers: &[&Arc<Controller>],
+        asking: Asking,
+        mut meanwhile: Meanwhile<'_>,
+    ) -> Result<Leases> {
         let mut names = Vec::new();
         for controller in controllers {
             self.writable(&controller.place)?;
@@ -141,10 +64,25 @@ impl Nodb {
         }
         names.sort_by(|one, other| one.0.cmp(&other.0));
         let mut leases = Leases::default();
-        let covered = names.iter().try_for_each(|(name, controller)| {
-            self.locker.cover(&mut leases, controller, name, asking)
-        });
-        let changed = covered.and_then(|()| change(&mut leases));
+        for (name, controller) in names {
+            let meanwhile = std::mem::take(&mut meanwhile);
+            let covered =
+                self.locker
+                    .cover_while(&mut leases, controller, &name, asking, meanwhile);
+            if let Err(error) = covered {
+                return self.unlock(controllers, leases, Err(error));
+            }
+        }
+        Ok(leases)
+    }
+
+    /// Releases the locks after a change that succeeded, or was refused.
+    fn unlock<T>(
+        &self,
+        controllers: &[&Arc<Controller>],
+        mut leases: Leases,
+        changed: Result<T>,
+    ) -> Result<T> {
         if let (Err(error), Some(controller)) = (&changed, controllers.last()) {
             self.refused(controller, error);
         }
@@ -163,7 +101,7 @@ impl Nodb {
         }
         self.locked(&[controller], asking, |leases| {
             let away = Place::new(&place.dir, OsStr::new(&temporary_name()));
-            self.rename_fenced(leases, place, &away, RenameFlags::NOREPLACE)?;
+            self.rename_fenced((leases, asking), place, &away, RenameFlags::NOREPLACE)?;
             step::at(Step::RemoveUnlinked)?;
             self.plain.unlink(&away)?;
             self.vanished(controller)
@@ -209,7 +147,7 @@ impl Nodb {
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
         self.locked(&concerned, asking, |leases| {
-            self.rename_fenced(leases, from, to, flags)?;
+            self.rename_fenced((leases, asking), from, to, flags)?;
             self.departed(from);
             concerned
                 .iter()
@@ -226,14 +164,14 @@ impl Nodb {
     /// a daemon that was stopped in between takes back what it should not have moved.
     fn rename_fenced(
         &self,
-        leases: &Leases,
+        (leases, asking): (&Leases, Asking),
         from: &Place,
         to: &Place,
         flags: RenameFlags,
     ) -> Result<()> {
         let look = |place| self.plain.stat_now(place).ok().map(|attr| attr.stamp());
         let before = [look(from), look(to)];
-        self.locker.check(leases)?;
+        self.locker.check(leases, asking.since, &mut || {})?;
         let asked = flags.contains(RenameFlags::EXCHANGE);
         let (how, back) = match before[1] {
             None => (RenameFlags::NOREPLACE, RenameFlags::NOREPLACE),
@@ -289,13 +227,20 @@ impl Nodb {
     /// A regular file takes a controller's name: `mv t x.nodb`, `sed -i`, `rsync`, a NoDb dump.
     fn arrive(&self, from: &Place, to: &Place, replaces: bool, asking: Asking) -> Result<()> {
         let controller = self.controllers.at(to);
+        let inodes = &self.plain.inodes;
+        let dirs = (inodes.fd(&from.dir)?, inodes.fd(&to.dir)?);
+        let mut brought = Candidate::brought(dirs.0, dirs.1, &from.name)?;
         let content = self
-            .read_whole(from)
+            .read_all(brought.fd())
             .inspect_err(|error| self.refused(&controller, error))?;
         let content = Arc::new(content);
         let concerned = self.concerned([from, to]);
-        let moving = self.plain.inodes.known_at(from);
-        let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
+        let concerned: Vec<_> = concerned.iter().collect();
+        let moving = inodes.known_at(from);
+        // the disk and the store are waited for at the same time; a failure shows in the commit
+        let mut sync = || drop(brought.sync());
+        let mut leases = self.lock(&concerned, asking, Meanwhile::of(&mut sync))?;
+        let change = |leases: &mut Leases| {
             // under the lock: what the target is now is what is replaced
             let base = if replaces {
                 self.plain.stat_now(to).ok()
@@ -311,19 +256,19 @@ impl Nodb {
                 content: content.clone(),
                 set: SetAttr::default(),
             };
-            let brought = Some(from);
             let job = Job {
                 controller: &controller,
                 snapshot: &snapshot,
-                brought,
                 mode: 0,
                 asking,
             };
-            let attr = self.commit(leases, &job)?;
+            let attr = self.commit(leases, &job, Some(brought))?;
             self.departed(from);
             self.notify(to, true);
             Ok(attr)
-        });
+        };
+        let changed = change(&mut leases);
+        let committed = self.unlock(&concerned, leases, changed);
         if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
             &committed
         {
@@ -354,7 +299,7 @@ impl Nodb {
             self.plain.inodes.known_at(to),
         ];
         self.locked(&concerned, asking, |leases| {
-            self.rename_fenced(leases, from, to, RenameFlags::EXCHANGE)?;
+            self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
             self.departed(from);
             self.departed(to);
             concerned
@@ -386,8 +331,14 @@ impl Nodb {
         let linked = self.link_durably(&fd, to);
         if linked.is_ok() {
             let attr = Attr::of_fd(&fd)?;
-            self.refresh(&controller, &attr, &content, &document);
-            self.install(&controller, &attr, &content);
+            self.refresh(
+                &controller,
+                &attr,
+                &content,
+                &document,
+                Meanwhile::default(),
+            );
+            self.install(&controller, &attr, &content, document);
         }
         self.locker.release(&mut leases, linked.is_ok());
         linked
@@ -431,11 +382,10 @@ impl Nodb {
             let job = Job {
                 controller,
                 snapshot: &snapshot,
-                brought: None,
                 mode: loaded.attr.mode,
                 asking,
             };
-            self.commit(leases, &job)
+            self.commit(leases, &job, None)
         })?;
         // no open has made the kernel forget the name
         self.notify(&controller.place, false);

@@ -50,6 +50,8 @@ pub struct Draft {
     handles: u32,
     /// Why the content was refused last.
     pub refused: Option<String>,
+    /// Why the writer cannot have the lock, to be told when it comes.
+    pub unlocked: Option<Error>,
 }
 
 /// What a commit works on.
@@ -69,7 +71,6 @@ impl Staging {
         base: Option<Attr>,
         newborn: Attr,
         content: Arc<Vec<u8>>,
-        leases: Leases,
     ) -> Self {
         let emptied = content.is_empty();
         let draft = Draft {
@@ -82,13 +83,14 @@ impl Staging {
             mtime: base.map_or(newborn.mtime, |base| base.mtime),
             handles: 0,
             refused: None,
+            unlocked: None,
         };
         Self {
             id,
             controller,
             tgid,
             newborn,
-            committing: Mutex::new(leases),
+            committing: Mutex::default(),
             draft: Mutex::new(draft),
         }
     }
@@ -115,6 +117,12 @@ impl Staging {
         }
         draft.set.show_in(&mut attr);
         attr
+    }
+
+    /// Whether a writer that comes for it need not wait.
+    pub fn is_ready(&self) -> bool {
+        let leases = self.committing.try_lock();
+        leases.is_some_and(|leases| !leases.is_empty())
     }
 
     /// Whether there is no file yet.
@@ -165,6 +173,13 @@ impl Draft {
         self.set = SetAttr::default();
         self.emptied = false;
         self.dirty = !Arc::ptr_eq(&self.content, &snapshot.content);
+    }
+
+    /// Nothing is written yet, and `base` has become the current generation.
+    pub fn rebase(&mut self, base: Attr, content: Arc<Vec<u8>>) {
+        self.mtime = base.mtime;
+        self.base = Some(base);
+        self.content = content;
     }
 
     /// As `O_TRUNC`: without a write that follows there is nothing to commit.

@@ -12,7 +12,6 @@ use std::thread;
 
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
-use rustix::fs::fstatfs;
 use rustix::fs::inotify::{
     CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch,
 };
@@ -21,24 +20,13 @@ use tracing::{debug, info, warn};
 use crate::error::Errno;
 use crate::fs::attr::Ident;
 use crate::fs::inode::{Inode, Inodes, Place, reopen_path};
+use crate::fs::local::is_local;
 use crate::nodb::Kernel;
 use crate::nodb::controller::Controllers;
 use crate::node::is_controller;
 
 /// How many directories are watched at a time; the others are looked at each time.
 const DIRECTORIES: usize = 8192;
-
-/// `f_type` of file systems that change only through this host's kernel: ext4, XFS, btrfs, tmpfs,
-/// F2FS, bcachefs, ZFS.
-const LOCAL: [i64; 7] = [
-    0xef53,
-    0x5846_5342,
-    0x9123_683e,
-    0x0102_1994,
-    0xf2f5_2010,
-    0xca45_1a4e,
-    0x2fc1_2fc1,
-];
 
 /// The watched directories.
 ///
@@ -97,7 +85,7 @@ impl Watch {
             return true;
         }
         let Ok(fd) = inodes.fd(dir) else { return false };
-        if !fstatfs(&*fd).is_ok_and(|fs| LOCAL.contains(&fs.f_type)) {
+        if !is_local(&*fd) {
             return false;
         }
         let mut watched = self.watched.lock();

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::{
-    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Status,
-    Store, StoreError, payload,
+    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
+    Status, Store, StoreError, payload,
 };
 
 /// Cache, locks and status channel in memory. There is no replacement fence, nobody reads a mirror
@@ -61,7 +61,13 @@ impl Cache for Embedded {
         Ok(self.entries().get(key, Instant::now()))
     }
 
-    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError> {
+    fn put_while(
+        &self,
+        key: &str,
+        entry: &[u8],
+        seal: &[u8],
+        _meanwhile: Meanwhile<'_>,
+    ) -> Result<(), StoreError> {
         self.entries()
             .put(key, entry, seal, Instant::now() + CACHE_EXPIRY);
         Ok(())
@@ -91,7 +97,13 @@ impl Cache for Embedded {
 }
 
 impl Locks for Embedded {
-    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+    fn acquire_while(
+        &self,
+        name: &LockName,
+        owner: &str,
+        ttl: Duration,
+        _meanwhile: Meanwhile<'_>,
+    ) -> Result<Acquired, StoreError> {
         let mut locks = self.locks(name);
         if let Some(stored) = locks.get(name) {
             return Ok(Acquired::Busy(payload::holder(stored.value.as_bytes())));
@@ -113,7 +125,11 @@ impl Locks for Embedded {
         }))
     }
 
-    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
+    fn renew_while(
+        &self,
+        lease: &Lease,
+        _meanwhile: Meanwhile<'_>,
+    ) -> Result<Option<Lease>, StoreError> {
         let mut locks = self.locks(&lease.name);
         let Some(stored) = locks
             .get_mut(&lease.name)

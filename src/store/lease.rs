@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::{Acquired, Committed, Lease, LockName, Store, StoreError};
+use super::{Acquired, Committed, Lease, LockName, Meanwhile, Store, StoreError};
 use crate::error::{Errno, Error, Result};
 use crate::step::{self, Step};
 
@@ -151,7 +151,7 @@ impl Held {
         if lease.remaining() >= min_remaining {
             return Ok(());
         }
-        let renewed = self.renew(&lease);
+        let renewed = self.renew(&lease, Meanwhile::default());
         let remaining = self.lease()?.remaining();
         match renewed {
             _ if remaining >= min_remaining => Ok(()),
@@ -167,8 +167,14 @@ impl Held {
     ///
     /// # Errors
     /// The store cannot be asked.
-    pub fn confirm(&self) -> std::result::Result<(), StoreError> {
-        self.lease().map_or(Ok(()), |lease| self.renew(&lease))
+    pub fn confirm(&self, meanwhile: Meanwhile<'_>) -> std::result::Result<(), StoreError> {
+        self.lease()
+            .map_or(Ok(()), |lease| self.renew(&lease, meanwhile))
+    }
+
+    /// When the store was asked last with success; `None`: the lock is not ours any more.
+    pub fn asked(&self) -> Option<Instant> {
+        self.lease().ok().map(|lease| lease.deadline - lease.ttl)
     }
 
     /// Releases the lock by its token and passes on what was committed under it. `false`: it was not
@@ -208,8 +214,12 @@ impl Held {
         }
     }
 
-    fn renew(&self, lease: &Lease) -> std::result::Result<(), StoreError> {
-        let renewed = self.store.renew(lease)?;
+    fn renew(
+        &self,
+        lease: &Lease,
+        meanwhile: Meanwhile<'_>,
+    ) -> std::result::Result<(), StoreError> {
+        let renewed = self.store.renew_while(lease, meanwhile)?;
         let mut state = self.state();
         // it may have been released meanwhile, or renewed by another thread
         if let State::Held(current) = &mut *state {
@@ -364,7 +374,7 @@ impl Held {
     /// One renewal in the background. When the next is due, if there is to be one.
     fn renew_now(&self) -> Option<Instant> {
         let lease = self.lease().ok()?;
-        match self.renew(&lease) {
+        match self.renew(&lease, Meanwhile::default()) {
             Ok(()) => self.lease().ok().map(|lease| lease.renewal_due()),
             Err(error) => {
                 warn!(lock = self.name.key(), %error, "the lock could not be renewed");

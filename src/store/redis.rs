@@ -17,8 +17,8 @@ pub use settings::{Limits, Settings, SettingsError};
 
 use self::connection::{Database, Server};
 use super::{
-    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Status,
-    Store, StoreError, StoreErrorKind, payload,
+    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
+    Status, Store, StoreError, StoreErrorKind, payload,
 };
 
 const LOCKS: u8 = 0;
@@ -86,8 +86,14 @@ impl Cache for Redis {
         Ok(Cached { entry, seal })
     }
 
-    fn put(&self, key: &str, entry: &[u8], seal: &[u8]) -> Result<(), StoreError> {
-        self.cache.call("write cache", |redis| {
+    fn put_while(
+        &self,
+        key: &str,
+        entry: &[u8],
+        seal: &[u8],
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<(), StoreError> {
+        self.cache.call_while("write cache", meanwhile, |redis| {
             let mut both = redis::pipe();
             both.atomic();
             for (key, value) in [(key, entry), (&seal_key(key), seal)] {
@@ -135,7 +141,13 @@ impl Cache for Redis {
 }
 
 impl Locks for Redis {
-    fn acquire(&self, name: &LockName, owner: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+    fn acquire_while(
+        &self,
+        name: &LockName,
+        owner: &str,
+        ttl: Duration,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Acquired, StoreError> {
         let value = payload::new(owner, ttl);
         // these are acquires that failed, so no live lease can be meant
         let unanswered: Vec<String> = self
@@ -146,8 +158,8 @@ impl Locks for Redis {
             .collect();
         let sent = Cell::new(false);
         let deadline = Instant::now() + ttl;
-        let ask = || {
-            self.locks.call("acquire lock", |redis| {
+        let ask = |meanwhile| {
+            self.locks.call_while("acquire lock", meanwhile, |redis| {
                 sent.set(true);
                 let mut script = ACQUIRE.key(name.key());
                 script.key(&name.runid).key(fence_key(&name.runid));
@@ -161,9 +173,13 @@ impl Locks for Redis {
         };
         // Find out what became of a request without an answer: the same value asked for once more
         // finds itself stored, or takes the lock, or finds another. The deadline stays the first's.
-        let first = ask();
+        let first = ask(meanwhile);
         let timed_out = matches!(&first, Err(error) if error.kind == StoreErrorKind::TimedOut);
-        let answer = if timed_out { ask() } else { first };
+        let answer = if timed_out {
+            ask(Meanwhile::default())
+        } else {
+            first
+        };
         let held = matches!(answer, Ok((1, _)));
         if !held && (timed_out || sent.get() && answer.is_err()) {
             self.remember(name, value.clone());
@@ -180,10 +196,14 @@ impl Locks for Redis {
         })
     }
 
-    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
+    fn renew_while(
+        &self,
+        lease: &Lease,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Option<Lease>, StoreError> {
         let value = payload::renewed(&lease.value, lease.ttl);
         let deadline = Instant::now() + lease.ttl;
-        let ours: bool = self.locks.call("renew lock", |redis| {
+        let ours: bool = self.locks.call_while("renew lock", meanwhile, |redis| {
             let mut script = RENEW.key(lease.name.key());
             script
                 .arg(&lease.value)

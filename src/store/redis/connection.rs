@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use redis::{Client, Connection, ErrorKind, RedisError, RedisResult};
+use redis::{Client, Connection, ConnectionLike, ErrorKind, RedisError, RedisResult, Value};
 
 use super::settings::{Limits, Settings};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Meanwhile, StoreError, StoreErrorKind};
 
 /// How many idle connections a database keeps; as many more as are needed come and go.
 const KEPT: usize = 8;
@@ -116,10 +116,20 @@ impl Database {
     pub fn call<T>(
         &self,
         during: &'static str,
-        request: impl Fn(&mut Connection) -> RedisResult<T>,
+        request: impl Fn(&mut dyn ConnectionLike) -> RedisResult<T>,
     ) -> Result<T, StoreError> {
-        let answer = match self.attempt(&request) {
-            Err(failure) if failure.broken => self.attempt(&request),
+        self.call_while(during, Meanwhile::default(), request)
+    }
+
+    /// As [`Database::call`]; the caller's own work is done while the answer is awaited.
+    pub fn call_while<T>(
+        &self,
+        during: &'static str,
+        mut meanwhile: Meanwhile<'_>,
+        request: impl Fn(&mut dyn ConnectionLike) -> RedisResult<T>,
+    ) -> Result<T, StoreError> {
+        let answer = match self.attempt(&request, &mut meanwhile) {
+            Err(failure) if failure.broken => self.attempt(&request, &mut meanwhile),
             answer => answer,
         };
         answer.map_err(|failure| StoreError {
@@ -131,10 +141,15 @@ impl Database {
 
     fn attempt<T>(
         &self,
-        request: &impl Fn(&mut Connection) -> RedisResult<T>,
+        request: &impl Fn(&mut dyn ConnectionLike) -> RedisResult<T>,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<T, Failure> {
         let mut connection = self.connection()?;
-        let answer = request(&mut connection).map_err(|error| match error.is_timeout() {
+        let answer = request(&mut Overlapped {
+            connection: &mut connection,
+            meanwhile,
+        });
+        let answer = answer.map_err(|error| match error.is_timeout() {
             true => Failure::timed_out("no answer", self.limits().reply),
             false => self.server.failure(error),
         });
@@ -179,6 +194,57 @@ impl Database {
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} DB {}", self.server.settings, self.number)
+    }
+}
+
+/// A connection on which the caller's own work is done between a request and its answer.
+struct Overlapped<'a, 'b> {
+    connection: &'a mut Connection,
+    meanwhile: &'a mut Meanwhile<'b>,
+}
+
+impl Overlapped<'_, '_> {
+    /// Sends what is packed, does the work, and waits for as many answers.
+    fn exchange(&mut self, packed: &[u8], answers: usize) -> RedisResult<Vec<Value>> {
+        self.connection.send_packed_command(packed)?;
+        self.meanwhile.run();
+        (0..answers)
+            .map(|_| self.connection.recv_response())
+            .collect()
+    }
+}
+
+impl ConnectionLike for Overlapped<'_, '_> {
+    fn req_packed_command(&mut self, packed: &[u8]) -> RedisResult<Value> {
+        let answers = self.exchange(packed, 1)?;
+        Ok(answers.into_iter().next().unwrap_or(Value::Nil))
+    }
+
+    fn req_packed_commands(
+        &mut self,
+        packed: &[u8],
+        offset: usize,
+        count: usize,
+    ) -> RedisResult<Vec<Value>> {
+        let mut answers = self.exchange(packed, offset + count)?;
+        let asked_for = answers.split_off(offset);
+        // a command that was not queued says why; the transaction only says that it was dropped
+        for queued in answers {
+            queued.extract_error()?;
+        }
+        Ok(asked_for)
+    }
+
+    fn get_db(&self) -> i64 {
+        self.connection.get_db()
+    }
+
+    fn check_connection(&mut self) -> bool {
+        self.connection.check_connection()
+    }
+
+    fn is_open(&self) -> bool {
+        self.connection.is_open()
     }
 }
 
