@@ -268,7 +268,8 @@ mod conformance {
         take(&*store, &name);
         let long = Duration::from_secs(3600);
         let error = acquire_waiting(&*store, &name, "other:1", TTL, long, &|| true).unwrap_err();
-        assert!(matches!(error, Error::Source(Errno::INTR)), "{error:?}");
+        assert_eq!(error.errno(), Errno::INTR, "{error:?}");
+        assert!(error.to_string().contains(OWNER), "{error}");
     }
 
     /// Without news it would try again in an hour.

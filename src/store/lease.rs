@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::waiting::Watch;
 use super::{Acquired, Committed, Lease, LockName, Store, StoreError};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Error, Result};
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ impl Default for Pace {
 ///
 /// # Errors
 /// [`Error::Locked`] or [`Error::Replaced`] when the wait is over, [`Error::Store`] at once when
-/// the store fails, `EINTR` when cancelled.
+/// the store fails, [`Error::Interrupted`] when cancelled.
 pub fn acquire_waiting(
     store: &dyn Store,
     name: &LockName,
@@ -100,18 +100,22 @@ pub fn acquire_paced(
         debug!(%refusal, "waiting");
         thread::sleep(jittered(pause).min(left()));
         pause = (pause * 2).min(pace.longest);
-        if cancelled() {
-            return Err(Error::Source(Errno::INTR));
-        }
-        if listen(&watch, pace.told.min(left()), cancelled)? {
-            // nor do all who were told at once try at once
-            thread::sleep((pace.first / 4).mul_f64(random()));
+        let news = match cancelled() {
+            true => None,
+            false => listen(&watch, pace.told.min(left()), cancelled),
+        };
+        match news {
+            // not all who were told at once try at once
+            Some(true) => thread::sleep((pace.first / 4).mul_f64(random())),
+            Some(false) => {}
+            None => return Err(Error::Interrupted(Box::new(refusal))),
         }
     }
 }
 
 /// Waits for news for at most `at_most`, as long as the store tells any; whether there were some.
-fn listen(watch: &Watch<'_>, at_most: Duration, cancelled: &dyn Fn() -> bool) -> Result<bool> {
+/// `None`: cancelled.
+fn listen(watch: &Watch<'_>, at_most: Duration, cancelled: &dyn Fn() -> bool) -> Option<bool> {
     let start = Instant::now();
     while watch.is_told() {
         let left = at_most.saturating_sub(start.elapsed());
@@ -119,13 +123,13 @@ fn listen(watch: &Watch<'_>, at_most: Duration, cancelled: &dyn Fn() -> bool) ->
             break;
         }
         if watch.wait(left.min(ATTENTIVE)) {
-            return Ok(true);
+            return Some(true);
         }
         if cancelled() {
-            return Err(Error::Source(Errno::INTR));
+            return None;
         }
     }
-    Ok(false)
+    Some(false)
 }
 
 /// Between half the pause and all of it, so that waiters on several hosts do not meet again.
