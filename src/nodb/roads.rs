@@ -21,6 +21,7 @@ use crate::nodb::identity::Identity;
 use crate::nodb::leftovers::temporary_name;
 use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::publish::{is_unsupported, sync_dir};
+use crate::nodb::rejected::Refusal;
 use crate::nodb::staging::{Snapshot, Staging, newborn};
 use crate::node::is_controller;
 
@@ -286,6 +287,7 @@ impl Nodb {
         let content = Arc::new(content);
         let concerned = self.concerned([from, to]);
         let moving = self.plain.inodes.known_at(from);
+        let maker = caller::process_of(asking.caller.tid).unwrap_or(0);
         let committed = self.locked(&concerned.iter().collect::<Vec<_>>(), asking, |leases| {
             // under the lock: what the target is now is what is replaced
             let base = if replaces {
@@ -293,7 +295,6 @@ impl Nodb {
             } else {
                 None
             };
-            let maker = caller::process_of(asking.caller.tid).unwrap_or(0);
             if controller.is_outdated(maker, base.map(|base: Attr| base.stamp())) {
                 return Err(Error::StaleBase);
             }
@@ -318,7 +319,11 @@ impl Nodb {
         if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
             &committed
         {
-            self.keep_rejected(&controller, &content, &error.to_string());
+            self.keep_rejected(
+                &controller,
+                &content,
+                Refusal::of(error, maker, asking.caller),
+            );
         }
         committed?;
         if is_controller(&from.name) {
