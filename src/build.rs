@@ -46,6 +46,7 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let notices = Arc::new(Notices::default());
     let settings = Settings {
         key_root: PathBuf::from(&config.key_root),
+        source: config.source.clone(),
         lock_wait: config.lock_wait,
         max_hold: config.max_hold,
         lease_ttl: config.lease_ttl,

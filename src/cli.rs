@@ -2,6 +2,7 @@
 
 pub mod mount;
 pub mod options;
+pub mod rejected;
 pub mod umount;
 pub mod units;
 
@@ -30,6 +31,7 @@ pub struct Cli {
 enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
+    Rejected(rejected::RejectedArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
     Guard {
@@ -48,6 +50,7 @@ where
     let result = match Cli::parse().command {
         Command::Mount(args) => mount::run(*args, build),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

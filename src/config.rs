@@ -59,7 +59,7 @@ pub struct Config {
     pub allow_other: bool,
     /// Mount over a directory that has entries.
     pub nonempty: bool,
-    /// Where rejected documents are kept. Need not exist yet.
+    /// Where rejected documents, debts and the daemon's log lie. Need not exist yet.
     pub state_dir: PathBuf,
     /// What `df` and `mount` show as the source.
     pub fsname: String,
@@ -107,10 +107,7 @@ impl Config {
         let source = made_absolute(&args.source)?;
         let mountpoint = made_absolute(&args.mountpoint)?;
         let key_root = key_root(args.key_root.or(options.key_root), &source)?;
-        let state_dir = match args.state_dir.or(options.state_dir) {
-            Some(path) => made_absolute(&path)?,
-            None => default_state_dir()?,
-        };
+        let state_dir = state_dir(args.state_dir.or(options.state_dir))?;
         let foreground = args.foreground || options.foreground;
         let log_to = match args.log_file.or(options.log_file) {
             Some(path) => LogTo::File(made_absolute(&path)?),
@@ -231,7 +228,14 @@ fn fold(path: &Path) -> PathBuf {
     folded
 }
 
-fn default_state_dir() -> Result<PathBuf> {
+/// The state directory that was `given`, or the one of all the user's mounts.
+///
+/// # Errors
+/// A usage error: none was given, and there is no place for one.
+pub fn state_dir(given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return made_absolute(&path);
+    }
     let root = rustix::process::geteuid().is_root();
     let from = |name| env::var_os(name).as_deref().map(PathBuf::from);
     state_dir_for(root, from("XDG_STATE_HOME"), from("HOME"))

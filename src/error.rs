@@ -25,6 +25,9 @@ pub enum Error {
     /// As [`Error::Locked`], for a writer that asked not to wait (`O_NONBLOCK`).
     #[error("the lock {key} is held by {holder}, and the writer does not wait")]
     WouldBlock { key: String, holder: String },
+    /// A signal ended the wait for a lock; says why it had to wait.
+    #[error("the wait was interrupted: {0}")]
+    Interrupted(Box<Self>),
     /// The run is being replaced: no new lock may be taken (PROTOCOL.md 2).
     #[error("run {runid} is being replaced")]
     Replaced { runid: String },
@@ -64,6 +67,7 @@ impl Error {
             Self::Source(errno) | Self::Step { cause: errno, .. } => *errno,
             Self::Locked { .. } | Self::Replaced { .. } => Errno::BUSY,
             Self::WouldBlock { .. } => Errno::AGAIN,
+            Self::Interrupted(_) => Errno::INTR,
             Self::NotADocument(_) => Errno::BADMSG,
             Self::ReadOnlyRun | Self::ReadOnlyMount => Errno::ROFS,
             Self::StaleBase | Self::LeaseLost(_) | Self::Superseded => Errno::STALE,
@@ -77,7 +81,7 @@ impl Error {
     /// failing round trip needs a person.
     pub fn level(&self) -> Level {
         match self {
-            Self::Source(_) | Self::Superseded => Level::DEBUG,
+            Self::Source(_) | Self::Superseded | Self::Interrupted(_) => Level::DEBUG,
             Self::RoundTrip => Level::ERROR,
             _ => Level::WARN,
         }

@@ -42,12 +42,14 @@ use generation::Payloads;
 use lock::Locker;
 use moved::Moved;
 use reaper::Reaper;
-use rejected::Rejected;
+use rejected::{Bounds, Rejected};
 use watch::Watch;
 
 /// What a mount is told about its controllers.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The directory that is mounted.
+    pub source: PathBuf,
     /// The path of the source as NoDb processes know it.
     pub key_root: PathBuf,
     /// How long a writer waits for a held lock.
@@ -107,7 +109,7 @@ impl Nodb {
             controllers,
             payloads: Payloads::new(settings.cache_size),
             locker: Locker::new(store.clone(), settings.lock_wait, settings.lease_ttl)?,
-            rejected: Rejected::new(&settings.state_dir),
+            rejected: Rejected::new(&settings.state_dir, Bounds::default()),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),
             reaper: Reaper::start()?,

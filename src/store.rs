@@ -9,6 +9,7 @@ pub mod lease;
 mod meanwhile;
 mod payload;
 pub mod redis;
+pub mod waiting;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 pub use meanwhile::Meanwhile;
 
 use crate::error::Errno;
+use waiting::Watch;
 
 /// How long an entry and its seal live (PROTOCOL.md 2).
 pub const CACHE_EXPIRY: Duration = Duration::from_secs(72 * 60 * 60);
@@ -186,6 +188,11 @@ pub trait Locks: Send + Sync {
     /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
     /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
+    /// Somebody begins to wait for the lock and is to be told when it may be free, if the store can
+    /// tell. Returns at once and needs no connection.
+    fn watch(&self, _name: &LockName) -> Watch<'_> {
+        Watch::blind()
+    }
     /// Sets the run's `last_modified` (unix seconds), for a commit under somebody else's lock.
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError>;
 }

@@ -94,10 +94,21 @@ fn help_names_everything() {
     }
     let (code, help, _) = nodbfs(&["--help"]);
     assert_eq!(code, 0);
-    for name in ["mount", "umount", "--version", "Exit codes"] {
+    for name in ["mount", "umount", "rejected", "--version", "Exit codes"] {
         assert!(help.contains(name), "{name} is not in\n{help}");
     }
     assert!(nodbfs(&["umount", "--help"]).1.contains("--lazy"));
+    let (code, help, _) = nodbfs(&["rejected", "--help"]);
+    assert_eq!(code, 0);
+    for name in [
+        "list",
+        "show",
+        "remove",
+        "--state-dir <PATH>",
+        "/var/lib/nodbfs",
+    ] {
+        assert!(help.contains(name), "{name} is not in\n{help}");
+    }
 }
 
 #[test]

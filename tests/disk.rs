@@ -106,12 +106,9 @@ fn a_full_disk_is_enospc_and_the_old_generation_stands() {
     assert_eq!(fs::read_to_string(&disk).unwrap(), old);
     assert_eq!(fs::read_to_string(&at).unwrap(), old);
     assert_eq!(listing(volume.path()), names, "no leftover");
-    let kept = nodbfs.state_dir().join("rejected");
     eventually("what could not be saved is kept", || {
-        kept.is_dir()
-            && listing(&kept)
-                .iter()
-                .any(|name| fs::read_to_string(kept.join(name)).unwrap() == new)
+        let mut kept = nodbfs.rejected().into_iter();
+        kept.any(|document| fs::read_to_string(document).unwrap() == new)
     });
 
     // the writer that still has it open gets it done once there is room

@@ -4,7 +4,9 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use common::run::{BOTH, KNOWN_AS, Kind, RUNID, Run, STRANGER};
 use serde_json::{Value, json};
@@ -230,6 +232,56 @@ fn a_waiting_writer_gets_its_turn() {
         assert_eq!(waiting.join().unwrap(), "done");
     });
     run.assert_settled(NAME);
+}
+
+/// A signal ends the wait by every road, and a caller that is killed leaves no lock behind.
+#[test]
+fn a_signal_ends_the_wait() {
+    for kind in BOTH {
+        let run = Run::with_args(kind, &["--lock-wait", "1h"]);
+        let holder = File::options().write(true).open(run.at(NAME)).unwrap();
+        let held = run.attribute(NAME, "holder").expect("a holder");
+        // Python repeats an interrupted call; the library's functions do not
+        let interrupted = r#"
+import ctypes, signal
+libc = ctypes.CDLL(None, use_errno=True)
+name, other = path.encode(), path.encode() + b".t"
+open(path + ".t", "w").write("{}")
+signal.signal(signal.SIGALRM, lambda *_: None)
+for call in (lambda: libc.open(name, os.O_RDWR), lambda: libc.unlink(name), lambda: libc.truncate(name, 1),
+             lambda: libc.rename(other, name), lambda: libc.rename(name, other)):
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    print(call(), errno.errorcode.get(ctypes.get_errno()))
+signal.setitimer(signal.ITIMER_REAL, 0)
+os.unlink(path + ".t")
+"#;
+        let said = run.python(NAME, interrupted);
+        assert_eq!(said, ["-1 EINTR"; 5].join("\n"));
+        let reason = run.attribute(NAME, "last_error").unwrap();
+        assert!(
+            reason.contains(&held) && run.mount.log().contains(&reason),
+            "{reason}"
+        );
+        let mut killed = Command::new("python3")
+            .args([
+                "-c",
+                "import sys; print('now', flush=True); open(sys.argv[1], 'r+')",
+            ])
+            .arg(run.at(NAME))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let said = killed.stdout.take().unwrap();
+        BufReader::new(said).read_line(&mut line).unwrap();
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        assert_eq!(run.attribute(NAME, "holder"), Some(held));
+        drop(holder);
+        run.await_unlocked(NAME);
+        assert_eq!(run.python(NAME, &attempt("write('{\"a\": 1}')")), "done");
+        run.assert_settled(NAME);
+    }
 }
 
 /// PROTOCOL.md 2: a run that is being replaced takes no new lock.

@@ -12,10 +12,13 @@ use std::thread;
 use std::time::Duration;
 
 use common::redis::RedisServer;
-use common::store::{OWNER, TTL, busy, connect, eventually, name, take, take_for};
+use common::store::{
+    AWAITS_NEWS, LONG, OWNER, TTL, await_news, busy, connect, eventually, impatient, name, take,
+    take_for,
+};
 use nodbfs::error::{Errno, Error};
 use nodbfs::store::embedded::Embedded;
-use nodbfs::store::lease::{Keeper, acquire_waiting};
+use nodbfs::store::lease::{Keeper, acquire_paced, acquire_waiting};
 use nodbfs::store::{Acquired, Cached, Committed, LockName, Locks, Status, Store};
 
 /// Each of the functions for both stores.
@@ -50,6 +53,8 @@ conformance! {
     waiting_ends_with_the_holders_name
     waiting_ends_when_the_lock_is_free
     waiting_can_be_cancelled
+    a_waiter_is_woken_by_a_release
+    every_waiter_of_a_crowd_is_woken_in_its_turn
     a_held_lease_is_checked_released_and_gone
     a_dropped_lease_is_released
     a_stopping_keeper_releases_what_was_dropped
@@ -263,7 +268,45 @@ mod conformance {
         take(&*store, &name);
         let long = Duration::from_secs(3600);
         let error = acquire_waiting(&*store, &name, "other:1", TTL, long, &|| true).unwrap_err();
-        assert!(matches!(error, Error::Source(Errno::INTR)), "{error:?}");
+        assert_eq!(error.errno(), Errno::INTR, "{error:?}");
+        assert!(error.to_string().contains(OWNER), "{error}");
+    }
+
+    /// Without news it would try again in an hour.
+    pub fn a_waiter_is_woken_by_a_release(store: Arc<dyn Store>) {
+        let name = name("wepp.nodb");
+        let lease = take(&*store, &name);
+        let _told = await_news(&*store, &name);
+        let asked = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                eventually("somebody waits", || asked.load(SeqCst) > 1);
+                assert!(store.release(&lease, None).unwrap());
+            });
+            let patience = impatient(&asked);
+            acquire_paced(&*store, &name, "other:1", TTL, LONG, AWAITS_NEWS, &patience).unwrap();
+        });
+    }
+
+    pub fn every_waiter_of_a_crowd_is_woken_in_its_turn(store: Arc<dyn Store>) {
+        let name = name("wepp.nodb");
+        let first = take(&*store, &name);
+        let _told = await_news(&*store, &name);
+        let (served, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let patience = impatient(&asked);
+                    let lease =
+                        acquire_paced(&*store, &name, OWNER, TTL, LONG, AWAITS_NEWS, &patience);
+                    assert!(store.release(&lease.unwrap(), None).unwrap());
+                    served.fetch_add(1, SeqCst);
+                });
+            }
+            eventually("all of them wait", || asked.load(SeqCst) > 32);
+            assert!(store.release(&first, None).unwrap());
+        });
+        assert_eq!(served.into_inner(), 8);
     }
 
     pub fn a_held_lease_is_checked_released_and_gone(store: Arc<dyn Store>) {

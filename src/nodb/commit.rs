@@ -16,6 +16,7 @@ use crate::nodb::generation::Payload;
 use crate::nodb::identity::Identity;
 use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::publish::{Candidate, Published};
+use crate::nodb::rejected::Refusal;
 use crate::nodb::seal::{Seal, digest};
 use crate::nodb::staging::{Snapshot, Writer};
 use crate::step::{self, Step};
@@ -56,7 +57,7 @@ impl Nodb {
                 Ok(())
             }
             Err(error) => {
-                staging.draft().refused = Some(error.to_string());
+                staging.draft().refused = Some(Refusal::of(&error, staging.tgid, asking.caller));
                 self.refused(&staging.controller, &error);
                 Err(error)
             }
@@ -347,8 +348,8 @@ impl Nodb {
             )
         };
         if let Some(content) = content {
-            let reason = refused.unwrap_or_else(|| "closed without a commit".to_owned());
-            self.keep_rejected(&staging.controller, &content, &reason);
+            let refused = refused.unwrap_or_else(|| Refusal::never_tried(staging.tgid));
+            self.keep_rejected(&staging.controller, &content, refused);
         } else if emptied {
             let name = staging.controller.place.name.to_string_lossy();
             info!(controller = %name, "emptied and never written: the generation stays as it was");
@@ -357,15 +358,24 @@ impl Nodb {
     }
 
     /// Keeps refused content and says where, in the log and in `user.nodbfs.last_error`.
-    pub fn keep_rejected(&self, controller: &Controller, content: &[u8], reason: &str) {
-        let name = controller.place.name.to_string_lossy().into_owned();
-        match self.rejected.keep(&name, content) {
-            Ok(path) => {
-                warn!(controller = name, reason, kept = %path.display(), "refused content kept");
-                controller.set_last_error(Some(format!("{reason}; kept as {}", path.display())));
+    pub fn keep_rejected(&self, controller: &Controller, content: &[u8], refusal: Refusal) {
+        let place = &controller.place;
+        let name = place.name.to_string_lossy();
+        let reason = refusal.reason.clone();
+        // a directory that is gone leaves the name
+        let dir = self.plain.inodes.relative_path(&place.dir);
+        let path = dir.unwrap_or_default().join(&place.name);
+        let (source, key) = (&self.settings.source, self.cache_key(place).ok());
+        match self.rejected.keep(source, &path, key, refusal, content) {
+            Ok(kept) => {
+                let path = kept.document.display();
+                let state_dir = self.settings.state_dir.display();
+                let show = format!("nodbfs rejected show {} --state-dir {state_dir}", kept.id);
+                warn!(controller = %name, reason, kept = %path, show, "refused content kept");
+                controller.set_last_error(Some(format!("{reason}; kept as {path}")));
             }
             Err(error) => {
-                warn!(controller = name, reason, %error, "refused content could not be kept")
+                warn!(controller = %name, reason, %error, "refused content could not be kept")
             }
         }
     }

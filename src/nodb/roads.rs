@@ -21,6 +21,7 @@ use crate::nodb::identity::Identity;
 use crate::nodb::leftovers::temporary_name;
 use crate::nodb::lock::{Asking, Leases};
 use crate::nodb::publish::{Candidate, is_unsupported, sync_dir};
+use crate::nodb::rejected::Refusal;
 use crate::nodb::staging::Snapshot;
 use crate::node::is_controller;
 use crate::step::{self, Step};
@@ -237,6 +238,7 @@ impl Nodb {
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
         let moving = inodes.known_at(from);
+        let maker = caller::process_of(asking.caller.tid).unwrap_or(0);
         // the disk and the store are waited for at the same time; a failure shows in the commit
         let mut sync = || drop(brought.sync());
         let mut leases = self.lock(&concerned, asking, Meanwhile::of(&mut sync))?;
@@ -247,7 +249,6 @@ impl Nodb {
             } else {
                 None
             };
-            let maker = caller::process_of(asking.caller.tid).unwrap_or(0);
             if controller.is_outdated(maker, base.map(|base: Attr| base.stamp())) {
                 return Err(Error::StaleBase);
             }
@@ -272,7 +273,11 @@ impl Nodb {
         if let Err(error @ (Error::NotADocument(_) | Error::TooLarge { .. } | Error::StaleBase)) =
             &committed
         {
-            self.keep_rejected(&controller, &content, &error.to_string());
+            self.keep_rejected(
+                &controller,
+                &content,
+                Refusal::of(error, maker, asking.caller),
+            );
         }
         committed?;
         if is_controller(&from.name) {

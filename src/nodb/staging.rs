@@ -12,6 +12,7 @@ use crate::fs::plain::{SetAttr, SetTime};
 use crate::nodb::controller::Controller;
 use crate::nodb::generation::window;
 use crate::nodb::lock::Leases;
+use crate::nodb::rejected::Refusal;
 
 /// What one `open` for writing works on, as an inode of the kernel's.
 ///
@@ -49,7 +50,7 @@ pub struct Draft {
     /// Open handles.
     handles: u32,
     /// Why the content was refused last.
-    pub refused: Option<String>,
+    pub refused: Option<Refusal>,
     /// Why the writer cannot have the lock, to be told when it comes.
     pub unlocked: Option<Error>,
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use super::waiting::{Waiters, Watch};
 use super::{
     Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
     Status, Store, StoreError, payload,
@@ -17,10 +18,11 @@ use super::{
 /// Cache, locks and status channel in memory. There is no replacement fence, nobody reads a mirror
 /// flag or `last_modified`, and nobody listens to the status channel: messages are only counted.
 ///
-/// Lock order: the two locks are never held together.
+/// Lock order: no two locks are held together.
 pub struct Embedded {
     entries: Mutex<Entries>,
     locks: Mutex<HashMap<LockName, Stored>>,
+    waiters: Waiters,
     published: AtomicU64,
 }
 
@@ -30,6 +32,7 @@ impl Embedded {
         Self {
             entries: Mutex::new(Entries::new(cache_bytes)),
             locks: Mutex::default(),
+            waiters: Waiters::new(true),
             published: AtomicU64::new(0),
         }
     }
@@ -156,6 +159,8 @@ impl Locks for Embedded {
             .is_some_and(|stored| stored.belongs_to(lease));
         if ours {
             locks.remove(&lease.name);
+            drop(locks);
+            self.waiters.tell(&lease.name.key());
         }
         Ok(ours)
     }
@@ -165,6 +170,10 @@ impl Locks for Embedded {
             .locks(name)
             .get(name)
             .map(|stored| payload::holder(stored.value.as_bytes())))
+    }
+
+    fn watch(&self, name: &LockName) -> Watch<'_> {
+        self.waiters.watch(vec![name.key()])
     }
 
     fn touch(&self, _runid: &str, _last_modified: i64) -> Result<(), StoreError> {

@@ -8,23 +8,46 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
+use super::waiting::Watch;
 use super::{Acquired, Committed, Lease, LockName, Meanwhile, Store, StoreError};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Error, Result};
 use crate::step::{self, Step};
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The pauses between attempts to get a held lock grow from the first to the second.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+/// How often a waiter for news is asked whether it was cancelled.
+const ATTENTIVE: Duration = Duration::from_millis(100);
+
+/// How often a held lock is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The pause after the first attempt; it doubles with every further one …
+    pub first: Duration,
+    /// … up to this.
+    pub longest: Duration,
+    /// The pause of a waiter that is told of changes and hears of none: for what nobody tells, as
+    /// when the connection for it has died unnoticed.
+    pub told: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(20),
+            longest: Duration::from_millis(250),
+            told: Duration::from_secs(1),
+        }
+    }
+}
 
 /// Takes a lock, waiting at most `wait` for whoever holds it; with no wait there is one attempt.
-/// `cancelled` is asked between the attempts.
+/// `cancelled` is asked all the while.
 ///
 /// # Errors
 /// [`Error::Locked`] or [`Error::Replaced`] when the wait is over, [`Error::Store`] at once when
-/// the store fails, `EINTR` when cancelled.
+/// the store fails, [`Error::Interrupted`] when cancelled.
 pub fn acquire_waiting(
     store: &dyn Store,
     name: &LockName,
@@ -33,9 +56,34 @@ pub fn acquire_waiting(
     wait: Duration,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Lease> {
+    acquire_paced(store, name, owner, ttl, wait, Pace::default(), cancelled)
+}
+
+/// As [`acquire_waiting`], at a pace of the caller's.
+///
+/// Where the store tells of changes, a waiter tries when it is told of one, but no sooner after its
+/// last try than it would without news: a lock that goes from hand to hand is news all the time.
+///
+/// # Errors
+/// Those of [`acquire_waiting`].
+pub fn acquire_paced(
+    store: &dyn Store,
+    name: &LockName,
+    owner: &str,
+    ttl: Duration,
+    wait: Duration,
+    pace: Pace,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Lease> {
     let start = Instant::now();
-    let mut pause = BACK_OFF.0;
+    // before the first attempt, so that no release after it goes unseen
+    let watch = match wait.is_zero() {
+        true => Watch::blind(),
+        false => store.watch(name),
+    };
+    let mut pause = pace.first;
     loop {
+        watch.forget();
         let refusal = match store.acquire(name, owner, ttl)? {
             Acquired::Held(lease) => return Ok(lease),
             Acquired::Busy(holder) => Error::Locked {
@@ -46,23 +94,54 @@ pub fn acquire_waiting(
                 runid: name.runid.clone(),
             },
         };
-        let left = wait.saturating_sub(start.elapsed());
-        if left.is_zero() {
+        let left = || wait.saturating_sub(start.elapsed());
+        if left().is_zero() {
             return Err(refusal);
         }
-        if cancelled() {
-            return Err(Error::Source(Errno::INTR));
+        debug!(%refusal, "waiting");
+        thread::sleep(jittered(pause).min(left()));
+        pause = (pause * 2).min(pace.longest);
+        let news = match cancelled() {
+            true => None,
+            false => listen(&watch, pace.told.min(left()), cancelled),
+        };
+        match news {
+            // not all who were told at once try at once
+            Some(true) => thread::sleep((pace.first / 4).mul_f64(random())),
+            Some(false) => {}
+            None => return Err(Error::Interrupted(Box::new(refusal))),
         }
-        thread::sleep(jittered(pause).min(left));
-        pause = (pause * 2).min(BACK_OFF.1);
     }
+}
+
+/// Waits for news for at most `at_most`, as long as the store tells any; whether there were some.
+/// `None`: cancelled.
+fn listen(watch: &Watch<'_>, at_most: Duration, cancelled: &dyn Fn() -> bool) -> Option<bool> {
+    let start = Instant::now();
+    while watch.is_told() {
+        let left = at_most.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            break;
+        }
+        if watch.wait(left.min(ATTENTIVE)) {
+            return Some(true);
+        }
+        if cancelled() {
+            return None;
+        }
+    }
+    Some(false)
 }
 
 /// Between half the pause and all of it, so that waiters on several hosts do not meet again.
 fn jittered(pause: Duration) -> Duration {
+    pause / 2 + (pause / 2).mul_f64(random())
+}
+
+/// Between nought and one.
+fn random() -> f64 {
     // every RandomState has other keys
-    let random = RandomState::new().hash_one(()) as u32;
-    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+    f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
 }
 
 /// Renews the held leases of a process at a third of their TTL, in one thread. When it is dropped it

@@ -2,6 +2,7 @@
 //! DB 0 (pub/sub knows no databases), the payload cache in DB 13.
 
 mod connection;
+mod listener;
 mod settings;
 
 use std::cell::Cell;
@@ -16,6 +17,8 @@ use sha2::{Digest, Sha256};
 pub use settings::{Limits, Settings, SettingsError};
 
 use self::connection::{Database, Server};
+use self::listener::Listener;
+use super::waiting::Watch;
 use super::{
     Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
     Status, Store, StoreError, StoreErrorKind, payload,
@@ -23,6 +26,8 @@ use super::{
 
 const LOCKS: u8 = 0;
 const CACHE: u8 = 13;
+/// What the keys of run replacement fences begin with.
+const FENCE: &str = "nodb:run-replacement:";
 
 static ACQUIRE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/acquire.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/renew.lua")));
@@ -35,6 +40,7 @@ pub struct Redis {
     server: Arc<Server>,
     locks: Database,
     cache: Database,
+    listener: Listener,
     unanswered: Mutex<VecDeque<Unanswered>>,
 }
 
@@ -55,6 +61,7 @@ impl Redis {
         Self {
             locks: Database::new(server.clone(), LOCKS),
             cache: Database::new(server.clone(), CACHE),
+            listener: Listener::new(server.clone()),
             server,
             unanswered: Mutex::default(),
         }
@@ -251,6 +258,11 @@ impl Locks for Redis {
         Ok(stored.map(|value| payload::holder(&value)))
     }
 
+    fn watch(&self, name: &LockName) -> Watch<'_> {
+        self.listener
+            .watch(vec![name.key(), fence_key(&name.runid)])
+    }
+
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError> {
         self.locks.call("set last_modified", |redis| {
             let mut set = redis::cmd("HSET");
@@ -298,7 +310,7 @@ fn mirror_field(name: &LockName) -> String {
     format!("locked:{}", name.relpath)
 }
 
-/// `nodb:run-replacement:` and the hex sha256 of `run`, a NUL byte and the runid (PROTOCOL.md 2).
+/// [`FENCE`] and the hex sha256 of `run`, a NUL byte and the runid (PROTOCOL.md 2).
 fn fence_key(runid: &str) -> String {
     let digest = Sha256::new()
         .chain_update(b"run\0")
@@ -306,9 +318,7 @@ fn fence_key(runid: &str) -> String {
         .finalize();
     digest
         .iter()
-        .fold("nodb:run-replacement:".to_owned(), |key, byte| {
-            format!("{key}{byte:02x}")
-        })
+        .fold(FENCE.to_owned(), |key, byte| format!("{key}{byte:02x}"))
 }
 
 /// At least one: Redis knows no expiry of nought.

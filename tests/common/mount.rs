@@ -54,6 +54,28 @@ impl Mount {
         &self.state_dir
     }
 
+    /// The documents that were refused and kept, the latest last.
+    pub fn rejected(&self) -> Vec<PathBuf> {
+        let kept = fs::read_dir(self.state_dir.join("rejected"));
+        // what is there may go while it is looked at
+        let mut kept: Vec<_> = kept
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            // the others are not whole yet
+            .filter(|kept| {
+                !kept
+                    .file_name()
+                    .unwrap()
+                    .as_encoded_bytes()
+                    .starts_with(b".")
+            })
+            .map(|kept| kept.join("document"))
+            .collect();
+        kept.sort();
+        kept
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

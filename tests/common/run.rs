@@ -154,11 +154,7 @@ impl Run {
 
     /// The documents that were refused and kept.
     pub fn rejected(&self) -> Vec<PathBuf> {
-        let dir = self.mount.state_dir().join("rejected");
-        let Ok(entries) = fs::read_dir(dir) else {
-            return Vec::new();
-        };
-        entries.map(|entry| entry.unwrap().path()).collect()
+        self.mount.rejected()
     }
 
     /// Runs a line of shell in the mounted run.

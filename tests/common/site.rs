@@ -101,7 +101,7 @@ impl Site {
 
     /// The refused documents that were kept, the latest last.
     pub fn rejected(&self) -> Vec<PathBuf> {
-        files(&self.dir.path().join("state/rejected"))
+        self.mount.rejected()
     }
 
     /// No commit left a trace in the run.

@@ -75,7 +75,7 @@ impl Server {
 
 /// Connects, authenticates and selects `database`. SELECT is asked even for 0, so that a connection
 /// counts only once the server has answered on it.
-fn connect(settings: &Settings, database: u8) -> RedisResult<Connection> {
+pub(super) fn connect(settings: &Settings, database: u8) -> RedisResult<Connection> {
     let client = Client::open(settings.connection_info()?)?;
     let limits = &settings.limits;
     let mut connection = client.get_connection_with_timeout(limits.connect)?;
