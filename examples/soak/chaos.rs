@@ -17,7 +17,7 @@ enum Blow {
     /// `kill -9` of a daemon, and a mount over the stale one.
     CrashDaemon(usize),
     CrashBothDaemons,
-    /// SIGSTOP for longer than the lease.
+    /// SIGSTOP for longer than the lease, some times.
     StopDaemon(usize),
     /// SIGTERM and a new mount.
     EndDaemon(usize),
@@ -94,9 +94,12 @@ fn strike(ground: &Ground, blow: Blow, rng: &mut Rng) -> Result<()> {
             }
         }
         StopDaemon(host) => {
-            ground.hosts[host].signal(Signal::STOP)?;
-            pause(1100, 2200);
-            ground.hosts[host].signal(Signal::CONT)?;
+            for _ in 0..4 {
+                ground.hosts[host].signal(Signal::STOP)?;
+                pause(450, 900);
+                ground.hosts[host].signal(Signal::CONT)?;
+                pause(20, 120);
+            }
         }
         EndDaemon(host) => {
             ground.hosts[host].end()?;

@@ -25,7 +25,7 @@ pub const KEY_ROOT: &str = "/wc1/runs";
 /// Shorter than the pauses that daemons are made to take.
 const OPTIONS: [&str; 6] = [
     "--lease-ttl",
-    "1s",
+    "400ms",
     "--lock-wait",
     "2s",
     "--key-root",
@@ -231,20 +231,19 @@ impl Ground {
                 book.write_off(&fault.writer, &marks);
                 continue;
             }
-            match self.left_of(book, floor, &fault.writer, again) {
+            let (words, news) = match self.left_of(book, floor, &fault.writer, again) {
+                Some(left) => (fault.words, book.write_off(&fault.writer, &left)),
                 // a stopped daemon's publication, taken back: it shows by a number that nobody was told is there
                 None if self.was_never_acknowledged(book, &marks) => {
                     self.report
                         .account("a stopped daemon's publication, seen before it was taken back");
+                    continue;
                 }
-                left => {
-                    let lasting = if left.is_some() { "" } else { ", for a moment" };
-                    let words = format!("{}: {}{lasting}", book.name, fault.words);
-                    self.report.violation(actor, words);
-                    if let Some(left) = left {
-                        book.write_off(&fault.writer, &left);
-                    }
-                }
+                None => (fault.words + ", for a moment", true),
+            };
+            if news {
+                self.report
+                    .violation(actor, format!("{}: {words}", book.name));
             }
         }
     }

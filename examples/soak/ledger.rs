@@ -11,6 +11,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+/// Far more attempts of one writer than there can be during a read.
+const REMEMBERED: usize = 1000;
+
 /// Who works on a controller, which decides what can be demanded of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
@@ -72,8 +75,8 @@ struct Account {
     loose: BTreeSet<u64>,
     /// Whether the latest attempt is over.
     idle: bool,
-    /// What the old neighbours had had acknowledged when `acknowledged` was.
-    old_then: BTreeMap<String, u64>,
+    /// What the old neighbours had had acknowledged when an attempt began.
+    old_then: BTreeMap<u64, BTreeMap<String, u64>>,
 }
 
 /// The numbers of a document.
@@ -162,15 +165,6 @@ impl Book {
 
     /// The number of the next attempt.
     pub fn begin(&self, writer: &str) -> u64 {
-        self.with(writer, |account| {
-            account.tried += 1;
-            account.idle = false;
-            account.tried
-        })
-    }
-
-    /// `loose`: nobody answers for the cache entry, whatever the outcome.
-    pub fn end(&self, writer: &str, number: u64, outcome: Outcome, loose: bool) {
         let mut accounts = self.accounts.lock();
         let old = accounts
             .iter()
@@ -178,22 +172,34 @@ impl Book {
             .map(|account| (account.name.clone(), account.acknowledged))
             .collect();
         let account = find(&mut accounts, writer);
-        account.idle = true;
-        if loose {
-            account.loose.insert(number);
+        account.tried += 1;
+        account.idle = false;
+        account.old_then.insert(account.tried, old);
+        if account.old_then.len() > REMEMBERED {
+            account.old_then.pop_first();
         }
-        match outcome {
-            Outcome::Acknowledged => {
-                account.acknowledged = number;
-                account.old_then = old;
-                account.refused.clear();
+        account.tried
+    }
+
+    /// `loose`: nobody answers for the cache entry, whatever the outcome.
+    pub fn end(&self, writer: &str, number: u64, outcome: Outcome, loose: bool) {
+        self.with(writer, |account| {
+            account.idle = true;
+            if loose {
+                account.loose.insert(number);
             }
-            Outcome::Refused => {
-                account.refused.insert(number);
-                account.failed.insert(number);
+            match outcome {
+                Outcome::Acknowledged => {
+                    account.acknowledged = number;
+                    account.refused.clear();
+                }
+                Outcome::Refused => {
+                    account.refused.insert(number);
+                    account.failed.insert(number);
+                }
+                Outcome::Unknown => drop(account.failed.insert(number)),
             }
-            Outcome::Unknown => drop(account.failed.insert(number)),
-        }
+        });
     }
 
     /// What is wrong with a document that was read after `floor` was taken.
@@ -212,26 +218,29 @@ impl Book {
             } else {
                 continue;
             };
+            let old_then = account.old_then.get(&least);
             let advanced = |(name, then): (&String, &u64)| marks.numbers.get(name) > Some(then);
             faults.push(Fault {
                 words: format!(
                     "{}: {words}; the document is by {:?}",
                     account.name, marks.by
                 ),
-                by_old: seen < least && account.old_then.iter().any(advanced),
+                by_old: seen < least && old_then.is_some_and(|old| old.iter().any(advanced)),
                 writer: account.name.clone(),
             });
         }
         faults
     }
 
-    /// What is lost has been reported, and the account goes on from what is left.
-    pub fn write_off(&self, writer: &str, marks: &Marks) {
+    /// What is lost is reported once, and the account goes on from what is left. Whether that was news: others
+    /// may have seen it at the same time.
+    pub fn write_off(&self, writer: &str, marks: &Marks) -> bool {
         let left = marks.numbers.get(writer).copied().unwrap_or(0);
         self.with(writer, |account| {
+            let lost = account.acknowledged > left;
             account.acknowledged = account.acknowledged.min(left);
-            account.refused.remove(&left);
-        });
+            account.refused.remove(&left) || lost || left > account.tried
+        })
     }
 
     /// `None`: the attempt is not over yet. Else whether it was one that its writer was told has succeeded.

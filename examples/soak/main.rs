@@ -19,7 +19,7 @@
 //!   (`FLUSHALL`, a Redis that comes back empty) only while no NoDb process has one; the controller is then judged by everything.
 //! - *Old* neighbours look at nothing: an update that a daemon published in the last moment of a lease is overwritten by the one who
 //!   got the lock, and so is what an old entry hid from them. An acknowledged update that is lost is excused if, and only if,
-//!   an old neighbour has written since it was acknowledged. Beside the mounts they truncate in place, where a reader
+//!   an old neighbour has written since its writer began. Beside the mounts they truncate in place, where a reader
 //!   waits a second for the rest, so half a document is excused if the neighbour has been at it for that long.
 //!
 //! # What is known
