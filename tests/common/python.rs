@@ -2,6 +2,7 @@
 //! step by step through its standard input.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -65,6 +66,8 @@ impl Neighbour {
             .args(["--controller", controller, "--redis", redis_url])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env_remove("WEPPPY_LOCK_TTL_SECONDS")
+            // a ^C is for the program that started it
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,17 +18,25 @@ pub struct RedisServer {
     directory: TempDir,
     port: u16,
     password: Option<String>,
+    durable: bool,
     child: Option<Child>,
 }
 
 impl RedisServer {
     /// Without a password.
     pub fn start() -> Self {
-        Self::launch(None)
+        Self::new(None).launch()
     }
 
     pub fn with_password(password: &str) -> Self {
-        Self::launch(Some(password.to_owned()))
+        Self::new(Some(password.to_owned())).launch()
+    }
+
+    /// One that keeps what it has confirmed, whatever becomes of it, until `forget`.
+    pub fn durable() -> Self {
+        let mut server = Self::new(None);
+        server.durable = true;
+        server.launch()
     }
 
     /// A server that is not running yet; `restart` starts it.
@@ -35,14 +44,13 @@ impl RedisServer {
         Self::new(None)
     }
 
-    fn launch(password: Option<String>) -> Self {
-        let mut server = Self::new(password);
+    fn launch(mut self) -> Self {
         // somebody else may get the port between our look and the server's bind
         for _ in 0..5 {
-            if server.try_run() {
-                return server;
+            if self.try_run() {
+                return self;
             }
-            server.port = free_port();
+            self.port = free_port();
         }
         panic!("redis-server does not start");
     }
@@ -53,6 +61,7 @@ impl RedisServer {
             directory,
             port: free_port(),
             password,
+            durable: false,
             child: None,
         }
     }
@@ -68,10 +77,14 @@ impl RedisServer {
                 "--save",
                 "",
                 "--appendonly",
-                "no",
+                if self.durable { "yes" } else { "no" },
+                "--appendfsync",
+                "always",
                 "--notify-keyspace-events",
                 "Kh",
             ])
+            // a ^C is for the program that started it
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         if let Some(password) = &self.password {
@@ -123,7 +136,7 @@ impl RedisServer {
         )
     }
 
-    /// Ends the server at once; nothing is kept.
+    /// Ends the server at once; nothing is kept, unless it is durable.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -131,7 +144,12 @@ impl RedisServer {
         }
     }
 
-    /// Starts it again, empty, at the same addresses.
+    /// What a durable server that was killed has kept is lost.
+    pub fn forget(&self) {
+        let _ = std::fs::remove_dir_all(self.directory.path().join("appendonlydir"));
+    }
+
+    /// Starts it again at the same addresses, empty unless it is durable.
     pub fn restart(&mut self) {
         self.kill();
         assert!(self.try_run(), "redis-server does not start again");
@@ -181,7 +199,7 @@ impl RedisServer {
         redis::from_redis_value(self.cmd_in(database, words)).unwrap()
     }
 
-    fn try_cmd(&self, database: i64, words: &[&str]) -> RedisResult<Value> {
+    pub fn try_cmd(&self, database: i64, words: &[&str]) -> RedisResult<Value> {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]).query(&mut self.connect(database)?)
     }
