@@ -36,9 +36,6 @@ use plain::{Plain, SetAttr};
 /// back shows after that at the latest; a name that was missing shows at once.
 const PLAIN_TTL: Duration = Duration::from_secs(1);
 
-/// How long the kernel may trust where a controller's name leads while it is told of changes.
-const WATCHED_TTL: Duration = Duration::from_secs(60);
-
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -122,16 +119,13 @@ impl Fs {
         entry(inode.id, attr, PLAIN_TTL, plain_attr_ttl(&attr))
     }
 
-    /// With `watched`, the kernel is told when the name leads elsewhere. A watched directory says
-    /// nothing of changes by way of a file's other names.
-    fn generation_entry(&self, generation: Arc<Generation>, watched: bool) -> Entry {
+    /// The kernel may not remember where a controller's name leads, not even while it is told of changes: NoDb
+    /// processes trust what `stat` says (PROTOCOL.md 5), and a notice comes late while the daemon is stopped or
+    /// while the kernel holds a directory for a rename that waits for its lock.
+    fn generation_entry(&self, generation: Arc<Generation>) -> Entry {
         let attr = generation.attr();
-        let entry_ttl = if watched && attr.nlink == 1 {
-            WATCHED_TTL
-        } else {
-            Duration::ZERO
-        };
-        let shown = entry(generation.id, attr, entry_ttl, generation_ttl(&attr));
+        let ttl = generation_ttl(&attr);
+        let shown = entry(generation.id, attr, Duration::ZERO, ttl);
         self.plain.inodes.raise(Node::Generation(generation));
         shown
     }
@@ -313,9 +307,8 @@ impl Fs {
         let place = Place::new(dir, &listed.name);
         if listed.file_type == FileType::RegularFile && is_controller(&listed.name) {
             let controller = self.nodb.controllers.at(&place);
-            let watched = self.nodb.is_remembered(&controller);
             let generation = self.nodb.look(&controller)?;
-            return Ok((self.generation_entry(generation, watched), true));
+            return Ok((self.generation_entry(generation), true));
         }
         let (inode, attr) = self.plain.lookup(&place)?;
         Ok((self.plain_entry(&inode, attr), true))

@@ -18,7 +18,6 @@ pub mod rejected;
 pub mod roads;
 pub mod seal;
 pub mod staging;
-pub mod watch;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -34,14 +33,13 @@ use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::store::Store;
-use controller::{Controller, Controllers};
+use controller::Controllers;
 use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
 use moved::Moved;
 use reaper::Reaper;
 use rejected::Rejected;
-use watch::Watch;
 
 /// What a mount is told about its controllers.
 #[derive(Clone, Debug)]
@@ -77,7 +75,6 @@ pub struct Nodb {
     kernel: Arc<dyn Kernel>,
     settings: Settings,
     pub controllers: Arc<Controllers>,
-    watch: Watch,
     payloads: Payloads,
     locker: Locker,
     rejected: Rejected,
@@ -99,7 +96,6 @@ impl Nodb {
     ) -> io::Result<Self> {
         let controllers = Arc::<Controllers>::default();
         Ok(Self {
-            watch: Watch::start(controllers.clone(), kernel.clone()),
             plain,
             kernel,
             controllers,
@@ -117,23 +113,10 @@ impl Nodb {
     /// What is to be done from time to time: forget who never came back, pay debts.
     pub fn tidy(&self) {
         self.controllers.sweep();
-        self.watch.sweep();
         self.controllers
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));
         self.debts.pay();
-    }
-
-    /// Whether the kernel may remember where the controller's name leads. To be asked before the
-    /// look at the source that is to be remembered.
-    pub fn may_be_remembered(&self, controller: &Controller) -> bool {
-        self.watch.cover(&self.plain.inodes, &controller.place.dir)
-            && !controller.is_being_written()
-    }
-
-    /// As [`Nodb::may_be_remembered`], for a listing, which is no reason to begin with it.
-    pub fn is_remembered(&self, controller: &Controller) -> bool {
-        self.watch.covers(&controller.place.dir) && !controller.is_being_written()
     }
 
     /// A directory is about to be renamed; to be told when it was. `None`: no directory.

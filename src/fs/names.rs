@@ -54,13 +54,12 @@ impl Fs {
                 self.nodb.controllers.at(place)
             }
         };
-        let watched = self.nodb.may_be_remembered(&controller);
         let generation = if controller.is_returning(caller.tid) {
             self.nodb.look_again(&controller, caller.tid)?
         } else {
             self.nodb.look(&controller)?
         };
-        Ok(self.generation_entry(generation, watched))
+        Ok(self.generation_entry(generation))
     }
 
     /// Makes a file of any type but a directory or a symlink.

@@ -227,19 +227,6 @@ impl Controller {
         staging
     }
 
-    /// Whether a writer is at work: then the kernel is not to remember where the name leads, and so
-    /// need not be told of the commit. What it remembered before, the writer's own `open` ended.
-    pub fn is_being_written(&self) -> bool {
-        let state = self.state.lock();
-        let mut retries = state.retries.iter();
-        if retries.any(|retry| matches!(retry.goal, Goal::Staging(_))) {
-            return true;
-        }
-        let writers: Vec<_> = state.writers.iter().filter_map(Weak::upgrade).collect();
-        drop(state);
-        writers.iter().any(|writer| writer.is_open())
-    }
-
     /// Whether the process `tgid` has the controller open for writing as it was before `current`:
     /// what it brings by a rename may have been made of that.
     pub fn is_outdated(&self, tgid: u32, current: Option<Stamp>) -> bool {
@@ -318,15 +305,6 @@ impl Controllers {
     /// The controller of this name, if somebody has asked for it.
     pub fn get(&self, place: &Place) -> Option<Arc<Controller>> {
         self.known.lock().get(&key(place)).cloned()
-    }
-
-    /// The names of all of them.
-    pub fn places(&self) -> Vec<Place> {
-        self.known
-            .lock()
-            .values()
-            .map(|controller| controller.place.clone())
-            .collect()
     }
 
     /// Gives back leases of writers that never close. Their commits fail then, with ESTALE.
