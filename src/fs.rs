@@ -26,7 +26,7 @@ use crate::nodb::controller::Controller;
 use crate::nodb::generation::Generation;
 use crate::nodb::lock::Asking;
 use crate::nodb::staging::Staging;
-use crate::node::{Node, is_controller, is_hidden};
+use crate::node::{Node, is_controller, is_dump, is_hidden};
 use attr::Attr;
 use credentials::Caller;
 use handle::{DirEntry, Handle, Handles};
@@ -35,10 +35,7 @@ use plain::{Plain, SetAttr};
 
 /// How long the kernel may trust names and attributes of plain files. A change behind the mount's
 /// back shows after that at the latest; a name that was missing shows at once.
-const PLAIN_TTL: Duration = Duration::from_secs(1);
-
-/// How long the kernel may trust where a controller's name leads while it is told of changes.
-const WATCHED_TTL: Duration = Duration::from_secs(60);
+pub const PLAIN_TTL: Duration = Duration::from_secs(1);
 
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -119,20 +116,25 @@ impl Fs {
         (regular && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
     }
 
-    fn plain_entry(&self, inode: &Inode, attr: Attr) -> Entry {
-        entry(inode.id, attr, PLAIN_TTL, plain_attr_ttl(&attr))
+    fn plain_entry(&self, name: &OsStr, inode: &Inode, attr: Attr) -> Entry {
+        // the kernel takes what it knows of a dump's name along to the controller's
+        let ttl = if is_dump(name) {
+            Duration::ZERO
+        } else {
+            PLAIN_TTL
+        };
+        entry(inode.id, attr, ttl, plain_attr_ttl(&attr).min(ttl))
     }
 
-    /// With `watched`, the kernel is told when the name leads elsewhere. A watched directory says
-    /// nothing of changes by way of a file's other names.
-    fn generation_entry(&self, generation: Arc<Generation>, watched: bool) -> Entry {
+    /// The name leads here for `name_ttl`, unless the file has other names by which it may change.
+    fn generation_entry(&self, generation: Arc<Generation>, name_ttl: Duration) -> Entry {
         let attr = generation.attr();
-        let entry_ttl = if watched && attr.nlink == 1 {
-            WATCHED_TTL
+        let name_ttl = if attr.nlink == 1 {
+            name_ttl
         } else {
             Duration::ZERO
         };
-        let shown = entry(generation.id, attr, entry_ttl, generation_ttl(&attr));
+        let shown = entry(generation.id, attr, name_ttl, generation_ttl(&attr));
         self.plain.inodes.raise(Node::Generation(generation));
         shown
     }
@@ -314,12 +316,12 @@ impl Fs {
         let place = Place::new(dir, &listed.name);
         if listed.file_type == FileType::RegularFile && is_controller(&listed.name) {
             let controller = self.nodb.controllers.at(&place);
-            let watched = self.nodb.is_remembered(&controller);
+            let name_ttl = self.nodb.name_ttl(&controller);
             let generation = self.nodb.look(&controller)?;
-            return Ok((self.generation_entry(generation, watched), true));
+            return Ok((self.generation_entry(generation, name_ttl), true));
         }
         let (inode, attr) = self.plain.lookup(&place)?;
-        Ok((self.plain_entry(&inode, attr), true))
+        Ok((self.plain_entry(&listed.name, &inode, attr), true))
     }
 
     /// Reads of an open file at most `size` bytes.
@@ -434,7 +436,7 @@ impl Fs {
         let (inode, attr) = self
             .plain
             .symlink(&self.place(parent, name)?, target, caller)?;
-        Ok(self.plain_entry(&inode, attr))
+        Ok(self.plain_entry(name, &inode, attr))
     }
 
     pub fn mkdir(
@@ -448,7 +450,7 @@ impl Fs {
         let (inode, attr) = self
             .plain
             .mkdir(&self.place(parent, name)?, mode, umask, caller)?;
-        Ok(self.plain_entry(&inode, attr))
+        Ok(self.plain_entry(name, &inode, attr))
     }
 
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {

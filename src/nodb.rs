@@ -18,7 +18,6 @@ pub mod rejected;
 pub mod roads;
 pub mod seal;
 pub mod staging;
-pub mod watch;
 pub mod writer;
 
 use std::ffi::OsStr;
@@ -43,7 +42,6 @@ use lock::Locker;
 use moved::Moved;
 use reaper::Reaper;
 use rejected::{Bounds, Rejected};
-use watch::Watch;
 
 /// What a mount is told about its controllers.
 #[derive(Clone, Debug)]
@@ -64,6 +62,10 @@ pub struct Settings {
     pub cache_size: usize,
     /// Where rejected documents and debts lie.
     pub state_dir: PathBuf,
+    /// How long the kernel may remember where a controller's name leads: not at all among NoDb processes,
+    /// which trust what `stat` says (PROTOCOL.md 5). A notice would come late while the daemon is stopped,
+    /// or while the kernel holds the directory for a rename that waits for its lock.
+    pub name_ttl: Duration,
 }
 
 /// The way to tell the kernel that a name leads elsewhere.
@@ -81,7 +83,6 @@ pub struct Nodb {
     kernel: Arc<dyn Kernel>,
     settings: Settings,
     pub controllers: Arc<Controllers>,
-    watch: Watch,
     payloads: Payloads,
     locker: Locker,
     rejected: Rejected,
@@ -103,7 +104,6 @@ impl Nodb {
     ) -> io::Result<Self> {
         let controllers = Arc::<Controllers>::default();
         Ok(Self {
-            watch: Watch::start(controllers.clone(), kernel.clone()),
             plain,
             kernel,
             controllers,
@@ -121,23 +121,20 @@ impl Nodb {
     /// What is to be done from time to time: forget who never came back, pay debts.
     pub fn tidy(&self) {
         self.controllers.sweep();
-        self.watch.sweep();
         self.controllers
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));
         self.debts.pay();
     }
 
-    /// Whether the kernel may remember where the controller's name leads. To be asked before the
-    /// look at the source that is to be remembered.
-    pub fn may_be_remembered(&self, controller: &Controller) -> bool {
-        self.watch.cover(&self.plain.inodes, &controller.place.dir)
-            && !controller.is_being_written()
-    }
-
-    /// As [`Nodb::may_be_remembered`], for a listing, which is no reason to begin with it.
-    pub fn is_remembered(&self, controller: &Controller) -> bool {
-        self.watch.covers(&controller.place.dir) && !controller.is_being_written()
+    /// How long the kernel may remember where the controller's name leads. To be asked before the look at
+    /// the source that is to be remembered.
+    pub fn name_ttl(&self, controller: &Controller) -> Duration {
+        if controller.is_being_written() {
+            Duration::ZERO
+        } else {
+            self.settings.name_ttl
+        }
     }
 
     /// A directory is about to be renamed; to be told when it was. `None`: no directory.

@@ -60,6 +60,13 @@ pub fn is_dump_of(name: &OsStr, target: &OsStr) -> bool {
     rest.len() > b"..tmp".len() && rest.starts_with(b".") && rest.ends_with(b".tmp")
 }
 
+/// Whether `name` may be the temporary file of a NoDb process that is dumping a controller.
+pub fn is_dump(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let mut ends = name.windows(CONTROLLER.len() + 1);
+    name.starts_with(b".") && name.ends_with(b".tmp") && ends.any(|part| part == b".nodb.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +95,12 @@ mod tests {
         assert!(!is_dump_of(OsStr::new(".wepp.nodb..tmp"), target));
         assert!(!is_dump_of(OsStr::new(".climate.nodb.k3_x.tmp"), target));
         assert!(!is_dump_of(OsStr::new("wepp.nodb.tmp"), target));
+        for (name, dump) in [
+            (".wepp.nodb.k3_x.tmp", true),
+            (".wepp.nodb", false),
+            ("a.tmp", false),
+        ] {
+            assert_eq!(is_dump(OsStr::new(name)), dump, "{name}");
+        }
     }
 }

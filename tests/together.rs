@@ -6,10 +6,13 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use common::in_crate;
 use common::python::{Neighbour, Place, Style};
-use common::run::{KNOWN_AS, Kind, RUNID, Run};
+use common::run::{KNOWN_AS, Kind, RUNID, Run, STRANGER};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const NAME: &str = "wepp.nodb";
@@ -362,6 +365,55 @@ fn a_stale_neighbour_notices_a_tools_commit() {
         assert_eq!(fs::read_to_string(run.on_disk(NAME)).unwrap(), flipped);
         run.assert_consistent(NAME);
     }
+}
+
+/// Promises 6 and 7: a modern process on the mount trusts what `stat` says of the file. Once a neighbour's commit
+/// has returned, that is what `stat` must say, also while the daemon cannot tell the kernel.
+#[test]
+fn a_stopped_daemon_hides_no_commit_from_a_neighbour_on_its_mount() {
+    let run = Run::new(Kind::Redis);
+    let mut ours = spawn(&run, Style::Modern, Side::Mount, "wepp", Place::Host);
+    let mut theirs = spawn(&run, Style::Modern, Side::Source, "wepp", Place::Host);
+    ours.ok(json!({"op": "locked_update", "values": {"_ours": 1}}));
+    ours.ok(json!({"op": "load"}));
+    run.mount.signal(Signal::STOP);
+    theirs.ok(json!({"op": "locked_update", "values": {"_theirs": 1}}));
+    ours.send(&json!({"op": "locked_update", "values": {"_ours": 2}}));
+    thread::sleep(Duration::from_millis(500));
+    run.mount.signal(Signal::CONT);
+    assert_eq!(ours.answer()["ok"], true);
+    let now = state(&run.on_disk(NAME));
+    assert_eq!((&now["_ours"], &now["_theirs"]), (&json!(2), &json!(1)));
+}
+
+/// As above: while a rename waits for its lock, the kernel holds the directory, and takes no notices about it.
+#[test]
+fn a_rename_that_waits_hides_no_commit_from_a_neighbour_on_the_mount() {
+    let run = Run::with_args(Kind::Redis, &["--lock-wait", "3s"]);
+    let child = Path::new("_pups/omni/scenarios/uniform_low");
+    let url = run.redis().unix_url();
+    let key_wd = Path::new(KNOWN_AS).join(child);
+    let neighbour = |wd: &Path| {
+        let (style, place) = (Style::Modern, Place::Host);
+        Neighbour::spawn(style, &wd.join(child), &key_wd, "wepp", &url, place)
+    };
+    let (mut ours, mut theirs) = (neighbour(run.mount.path()), neighbour(run.source()));
+    ours.ok(json!({"op": "locked_update", "values": {"_ours": 1}}));
+    ours.ok(json!({"op": "load"}));
+    fs::read(run.at("ron.nodb")).unwrap();
+    run.lock_away("soils.nodb", STRANGER);
+    fs::write(run.at("draft"), fs::read(run.at("soils.nodb")).unwrap()).unwrap();
+    let (draft, soils) = (run.at("draft"), run.at("soils.nodb"));
+    let waits = thread::spawn(move || fs::rename(draft, soils).map_err(|e| e.raw_os_error()));
+    thread::sleep(Duration::from_millis(500));
+    // a notice about that directory, before the one that matters
+    let ron = fs::read(run.on_disk("ron.nodb")).unwrap();
+    fs::write(run.on_disk("ron.nodb"), ron).unwrap();
+    theirs.ok(json!({"op": "locked_update", "values": {"_theirs": 1}}));
+    ours.ok(json!({"op": "locked_update", "values": {"_ours": 2}}));
+    let now = state(&run.on_disk(child.join(NAME).to_str().unwrap()));
+    assert_eq!((&now["_ours"], &now["_theirs"]), (&json!(2), &json!(1)));
+    assert_eq!(waits.join().unwrap(), Err(Some(libc::EBUSY)));
 }
 
 /// PROTOCOL.md 6: forks and clones write without any lock, beside the mount and in place.

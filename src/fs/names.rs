@@ -35,7 +35,7 @@ impl Fs {
             }
         }
         let (inode, attr) = self.plain.lookup(&place)?;
-        Ok(self.plain_entry(&inode, attr))
+        Ok(self.plain_entry(name, &inode, attr))
     }
 
     fn lookup_controller(&self, place: &Place, caller: Caller) -> Result<Entry> {
@@ -54,13 +54,13 @@ impl Fs {
                 self.nodb.controllers.at(place)
             }
         };
-        let watched = self.nodb.may_be_remembered(&controller);
+        let name_ttl = self.nodb.name_ttl(&controller);
         let generation = if controller.is_returning(caller.tid) {
             self.nodb.look_again(&controller, caller.tid)?
         } else {
             self.nodb.look(&controller)?
         };
-        Ok(self.generation_entry(generation, watched))
+        Ok(self.generation_entry(generation, name_ttl))
     }
 
     /// Makes a file of any type but a directory or a symlink.
@@ -79,7 +79,7 @@ impl Fs {
             return Err(self.nodb.refuse_empty(&place));
         }
         let (inode, attr) = self.plain.mknod(&place, mode, umask, rdev, caller)?;
-        Ok(self.plain_entry(&inode, attr))
+        Ok(self.plain_entry(name, &inode, attr))
     }
 
     /// Removes a name that is no directory's.

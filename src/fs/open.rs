@@ -189,7 +189,7 @@ impl Fs {
             set_id: attr.is_set_id(),
         };
         Ok((
-            self.plain_entry(&inode, attr),
+            self.plain_entry(name, &inode, attr),
             Open {
                 handle: self.handles.add(Handle::File(fd)),
                 opened,

@@ -320,15 +320,6 @@ impl Controllers {
         self.known.lock().get(&key(place)).cloned()
     }
 
-    /// The names of all of them.
-    pub fn places(&self) -> Vec<Place> {
-        self.known
-            .lock()
-            .values()
-            .map(|controller| controller.place.clone())
-            .collect()
-    }
-
     /// Gives back leases of writers that never close. Their commits fail then, with ESTALE.
     pub fn release_held_longer_than(&self, limit: Duration) {
         let all: Vec<_> = self.known.lock().values().cloned().collect();
