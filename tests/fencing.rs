@@ -3,6 +3,10 @@
 //! on two hosts, take turns at being stopped while programs go on adding marks through both.
 
 mod common;
+#[path = "common/site.rs"]
+mod site;
+#[path = "common/tracer.rs"]
+mod tracer;
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -15,6 +19,8 @@ use std::time::Duration;
 use common::mount::Mount;
 use common::redis::RedisServer;
 use rustix::process::Signal;
+use site::{Site, document, save};
+use tracer::{Tracer, is_root};
 
 /// Programs at each mount.
 const WRITERS: usize = 3;
@@ -132,4 +138,64 @@ fn no_acknowledged_mark_is_lost_to_stopped_daemons() {
             text
         );
     }
+}
+
+/// Two daemons are both in the middle of taking back what they published in vain, one over the other: neither
+/// brings back what the other has refused.
+#[test]
+fn publications_taken_back_at_the_same_time_leave_what_was_acknowledged() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&["--lock-wait", "10s"]);
+    let other = Mount::builder(site.on_disk(""))
+        .redis(&site.redis.url())
+        .start();
+    let pause = |enter, exit| format!("renameat2:delay_enter={enter}:delay_exit={exit}:when=1");
+    let _tracers = [
+        Tracer::inject(&site.mount, &pause(1_000_000, 1_000_000)),
+        Tracer::inject(&other, &pause(1_100_000, 1_500_000)),
+    ];
+    let [first, second] = [site.at("wepp.nodb"), other.path().join("wepp.nodb")];
+    let first = thread::spawn(move || save(&first, &document("wepp.nodb", 1)));
+    thread::sleep(Duration::from_millis(300));
+    site.redis.cmd(&["DEL", &site::lock_key("wepp.nodb")]);
+    let acknowledged = document("wepp.nodb", 2);
+    let draft = site.on_disk("draft");
+    std::fs::write(&draft, &acknowledged).unwrap();
+    std::fs::rename(&draft, site.on_disk("wepp.nodb")).unwrap();
+    let second = thread::spawn(move || save(&second, &document("wepp.nodb", 3)));
+    assert_eq!(first.join().unwrap(), Err(libc::ESTALE));
+    assert_eq!(second.join().unwrap(), Err(libc::ESTALE));
+    assert_eq!(site.text("wepp.nodb"), acknowledged);
+    let shown = std::fs::read_to_string(site.at("wepp.nodb")).unwrap();
+    assert_eq!(shown, acknowledged);
+    site.assert_clean();
+}
+
+/// A daemon is stopped between its vain publication and the look at what that replaced, and meanwhile somebody
+/// replaces the file: theirs stays.
+#[test]
+fn what_replaced_a_vain_publication_stays() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&[]);
+    let pause = "renameat2:delay_enter=600000:delay_exit=600000:when=1";
+    let _tracer = Tracer::inject(&site.mount, pause);
+    let path = site.at("wepp.nodb");
+    let late = thread::spawn(move || save(&path, &document("wepp.nodb", 1)));
+    let replace = |n| {
+        let draft = site.on_disk("draft");
+        std::fs::write(&draft, document("wepp.nodb", n)).unwrap();
+        std::fs::rename(&draft, site.on_disk("wepp.nodb")).unwrap();
+    };
+    thread::sleep(Duration::from_millis(300));
+    replace(2);
+    let vain = || site.text("wepp.nodb") == document("wepp.nodb", 1);
+    site::eventually("the publication in vain", vain);
+    replace(3);
+    assert_eq!(late.join().unwrap(), Err(libc::ESTALE));
+    assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 3));
+    site.assert_clean();
 }
