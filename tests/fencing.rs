@@ -17,8 +17,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::mount::Mount;
+use common::program::Program;
 use common::redis::RedisServer;
 use rustix::process::Signal;
+use serde_json::json;
 use site::{Site, document, save};
 use tracer::{Tracer, is_root};
 
@@ -198,4 +200,25 @@ fn what_replaced_a_vain_publication_stays() {
     assert_eq!(late.join().unwrap(), Err(libc::ESTALE));
     assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 3));
     site.assert_clean();
+}
+
+/// The lock of an open writer was taken away, and nobody has noticed: what the process opens next has a lock of
+/// its own.
+#[test]
+fn a_lost_lock_does_not_spoil_what_its_process_opens_next() {
+    let site = Site::new(&[]);
+    let mut program = Program::spawn(&site.at(""));
+    let open =
+        |slot| json!({"op": "open", "slot": slot, "name": "wepp.nodb", "flags": libc::O_RDWR});
+    let write = |slot| json!({"op": "write", "slot": slot, "text": document("wepp.nodb", slot)});
+    let close = |slot| json!({"op": "close", "slot": slot});
+    assert_eq!(program.call(open(1)), Ok(None));
+    site.redis.cmd(&["DEL", &site::lock_key("wepp.nodb")]);
+    assert_eq!(program.call(open(2)), Ok(None));
+    assert!(site.lock("wepp.nodb").is_some());
+    assert_eq!(program.call(write(2)), Ok(None));
+    assert_eq!(program.call(close(2)), Ok(None));
+    assert_eq!(program.call(write(1)), Ok(None));
+    assert_eq!(program.call(close(1)), Err("ESTALE".to_owned()));
+    assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 2));
 }

@@ -123,7 +123,11 @@ impl Locker {
         asking: Asking,
     ) -> Result<Lease> {
         if let Some(held) = controller.lease_of(process, name) {
-            return Ok(Lease::Own(held));
+            // it may have been lost, and nobody has noticed
+            held.confirm()?;
+            if held.value().is_some() {
+                return Ok(Lease::Own(held));
+            }
         }
         let lease = match self.store.acquire(name, &self.owner, self.ttl)? {
             Acquired::Held(lease) => lease,
