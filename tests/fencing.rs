@@ -3,6 +3,10 @@
 //! on two hosts, take turns at being stopped while programs go on adding marks through both.
 
 mod common;
+#[path = "common/site.rs"]
+mod site;
+#[path = "common/tracer.rs"]
+mod tracer;
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -13,8 +17,12 @@ use std::thread;
 use std::time::Duration;
 
 use common::mount::Mount;
+use common::program::Program;
 use common::redis::RedisServer;
 use rustix::process::Signal;
+use serde_json::json;
+use site::{Site, document, save};
+use tracer::{Tracer, is_root};
 
 /// Programs at each mount.
 const WRITERS: usize = 3;
@@ -132,4 +140,85 @@ fn no_acknowledged_mark_is_lost_to_stopped_daemons() {
             text
         );
     }
+}
+
+/// Two daemons are both in the middle of taking back what they published in vain, one over the other: neither
+/// brings back what the other has refused.
+#[test]
+fn publications_taken_back_at_the_same_time_leave_what_was_acknowledged() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&["--lock-wait", "10s"]);
+    let other = Mount::builder(site.on_disk(""))
+        .redis(&site.redis.url())
+        .start();
+    let pause = |enter, exit| format!("renameat2:delay_enter={enter}:delay_exit={exit}:when=1");
+    let _tracers = [
+        Tracer::inject(&site.mount, &pause(1_000_000, 1_000_000)),
+        Tracer::inject(&other, &pause(1_100_000, 1_500_000)),
+    ];
+    let [first, second] = [site.at("wepp.nodb"), other.path().join("wepp.nodb")];
+    let first = thread::spawn(move || save(&first, &document("wepp.nodb", 1)));
+    thread::sleep(Duration::from_millis(300));
+    site.redis.cmd(&["DEL", &site::lock_key("wepp.nodb")]);
+    let acknowledged = document("wepp.nodb", 2);
+    let draft = site.on_disk("draft");
+    std::fs::write(&draft, &acknowledged).unwrap();
+    std::fs::rename(&draft, site.on_disk("wepp.nodb")).unwrap();
+    let second = thread::spawn(move || save(&second, &document("wepp.nodb", 3)));
+    assert_eq!(first.join().unwrap(), Err(libc::ESTALE));
+    assert_eq!(second.join().unwrap(), Err(libc::ESTALE));
+    assert_eq!(site.text("wepp.nodb"), acknowledged);
+    let shown = std::fs::read_to_string(site.at("wepp.nodb")).unwrap();
+    assert_eq!(shown, acknowledged);
+    site.assert_clean();
+}
+
+/// A daemon is stopped between its vain publication and the look at what that replaced, and meanwhile somebody
+/// replaces the file: theirs stays.
+#[test]
+fn what_replaced_a_vain_publication_stays() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&[]);
+    let pause = "renameat2:delay_enter=600000:delay_exit=600000:when=1";
+    let _tracer = Tracer::inject(&site.mount, pause);
+    let path = site.at("wepp.nodb");
+    let late = thread::spawn(move || save(&path, &document("wepp.nodb", 1)));
+    let replace = |n| {
+        let draft = site.on_disk("draft");
+        std::fs::write(&draft, document("wepp.nodb", n)).unwrap();
+        std::fs::rename(&draft, site.on_disk("wepp.nodb")).unwrap();
+    };
+    thread::sleep(Duration::from_millis(300));
+    replace(2);
+    let vain = || site.text("wepp.nodb") == document("wepp.nodb", 1);
+    site::eventually("the publication in vain", vain);
+    replace(3);
+    assert_eq!(late.join().unwrap(), Err(libc::ESTALE));
+    assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 3));
+    site.assert_clean();
+}
+
+/// The lock of an open writer was taken away, and nobody has noticed: what the process opens next has a lock of
+/// its own.
+#[test]
+fn a_lost_lock_does_not_spoil_what_its_process_opens_next() {
+    let site = Site::new(&[]);
+    let mut program = Program::spawn(&site.at(""));
+    let open =
+        |slot| json!({"op": "open", "slot": slot, "name": "wepp.nodb", "flags": libc::O_RDWR});
+    let write = |slot| json!({"op": "write", "slot": slot, "text": document("wepp.nodb", slot)});
+    let close = |slot| json!({"op": "close", "slot": slot});
+    assert_eq!(program.call(open(1)), Ok(None));
+    site.redis.cmd(&["DEL", &site::lock_key("wepp.nodb")]);
+    assert_eq!(program.call(open(2)), Ok(None));
+    assert!(site.lock("wepp.nodb").is_some());
+    assert_eq!(program.call(write(2)), Ok(None));
+    assert_eq!(program.call(close(2)), Ok(None));
+    assert_eq!(program.call(write(1)), Ok(None));
+    assert_eq!(program.call(close(1)), Err("ESTALE".to_owned()));
+    assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 2));
 }

@@ -150,8 +150,8 @@ impl Locker {
             return Ok(true);
         }
         leases.process = caller::process_of(asking.caller.tid).unwrap_or(0);
-        let lease = match controller.lease_of(leases.process, name) {
-            Some(held) => Lease::Own(held),
+        let lease = match self.shared(controller, leases.process, name)? {
+            Some(lease) => lease,
             None => {
                 step::at(Step::Acquire)?;
                 let asked = self
@@ -170,6 +170,21 @@ impl Locker {
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(true)
+    }
+
+    /// The lease that `process` has already for another writer of its own.
+    fn shared(
+        &self,
+        controller: &Controller,
+        process: u32,
+        name: &LockName,
+    ) -> Result<Option<Lease>> {
+        let Some(held) = controller.lease_of(process, name) else {
+            return Ok(None);
+        };
+        // it may have been lost, and nobody has noticed
+        held.confirm(Meanwhile::default())?;
+        Ok(held.value().is_some().then_some(Lease::Own(held)))
     }
 
     /// A lease that was taken for `process`, kept alive from now on.

@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{
@@ -24,6 +26,9 @@ const LATER: i128 = 10_000;
 
 /// The extended attribute in which an access ACL lies.
 const ACL: &CStr = c"system.posix_acl_access";
+
+/// How long another daemon may take to take back what it published in vain over what we did.
+const TAKE_BACK: Duration = Duration::from_secs(5);
 
 /// Where a file system keeps no finer times, in nanoseconds.
 const SECOND: i128 = 1_000_000_000;
@@ -260,7 +265,7 @@ impl Candidate {
                 // unless that succeeds, somebody else's file is under the temporary name
                 let temporary = std::mem::take(&mut self.temporary);
                 step::at(Step::TakeBack)?;
-                self.rename_to(target, RenameFlags::EXCHANGE)
+                self.take_back(target)
                     .in_step("take a stale publication back")?;
                 self.temporary = temporary;
                 Err(Error::StaleBase)
@@ -278,6 +283,28 @@ impl Candidate {
             }
             Err(errno) => Err(errno).in_step("publish"),
         }
+    }
+
+    /// The name leads again to what it led to before. Others may have put theirs in the place of what was
+    /// published in vain: if for good, theirs stays; if in vain, too, each waits to get its own file back.
+    fn take_back(&self, target: &OsStr) -> std::result::Result<(), Errno> {
+        let own = Attr::of_fd(&self.fd)?.ident;
+        let is_back = || Ok(Attr::of_name(&*self.dir, &self.name)?.ident == own);
+        let give_up = Instant::now() + TAKE_BACK;
+        while Attr::of_fd(&self.fd)?.nlink > 0 {
+            // the second puts back what is neither ours nor was there before
+            for _ in 0..2 {
+                self.rename_to(target, RenameFlags::EXCHANGE)?;
+                if is_back()? {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > give_up {
+                return Err(Errno::BUSY);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Takes a name that is free.

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod mount;
+pub mod program;
 pub mod python;
 pub mod redis;
 pub mod run;

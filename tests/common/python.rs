@@ -81,6 +81,11 @@ impl Neighbour {
         }
     }
 
+    /// Its process id, on this host.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a request without waiting; `answer` fetches what comes of it. One at a time.
     pub fn send(&mut self, request: &Value) {
         let requests = self.requests.as_mut().expect("open until dropped");

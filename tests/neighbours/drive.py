@@ -33,6 +33,13 @@ class Driver:
         self.nodb.hydrate()
         return {"from": self.nodb.loaded_from, "signature": self.nodb.signature}
 
+    def move(self, wd, key_wd):
+        """On to another run, of which it has loaded nothing."""
+        nodb = self.nodb
+        nodb.wd, nodb.key_wd = wd, key_wd
+        nodb.signature = nodb.lock_value = nodb.loaded_from = None
+        nodb.doc = {}
+
     def info(self):
         names = ("runid", "relpath", "channel", "lock_key", "fence_key", "cache_key", "owner", "path")
         return {name: getattr(self.nodb, name) for name in names}
