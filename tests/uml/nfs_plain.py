@@ -1,8 +1,10 @@
-"""Plain files on NFS: what the server does to them shows through nodbfs without an error of its own (promise 8)."""
+"""Everything but controllers on NFS: what the server does to plain files shows through nodbfs without an error of its own,
+and others have the rights they have without it (promise 8)."""
 
 import errno
 import os
 import shutil
+import subprocess
 
 from hosts import Host
 from kit import Nodbfs, check, main, until
@@ -11,7 +13,8 @@ from nfs_server import Server, mount
 server = Server()
 alpha = Host("alpha")
 native = mount(alpha)
-through = Nodbfs(native, within=alpha.within).path
+nodbfs = Nodbfs(native, "--allow-other", within=alpha.within)
+through = nodbfs.path
 
 
 def outcome(path):
@@ -96,6 +99,21 @@ def a_file_unlinked_while_it_is_open_stays_readable_and_leaves_nothing():
         os.unlink(through + "/mine.txt")
         assert file.read() == "mine"
     until(lambda: not [name for name in os.listdir(server.path) if name.startswith(".nfs")], "no silly name is left")
+
+
+@check
+def other_users_have_the_rights_that_nfs_gives_them():
+    """NFS has no POSIX ACLs. The kernel that asks for them must not be told so in a way that shuts others out."""
+    os.chmod(nodbfs.dir, 0o755)
+    os.mkdir(server.path + "/theirs")
+    write(server.path + "/theirs/secret.txt", "root's")
+    os.chmod(server.path + "/theirs/secret.txt", 0o600)
+    os.chown(server.path + "/theirs", 1000, 1000)
+    script = "cd theirs; echo '[1]' >x.nodb; echo '[2]' >t; mv t x.nodb; cat x.nodb; stat -c %u x.nodb; cat secret.txt"
+    other = ("setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups", "sh", "-c", script)
+    said = subprocess.run(other, cwd=through, capture_output=True, text=True, check=False)
+    assert said.stdout == "[2]\n1000\n", said
+    assert said.stderr.count("Permission denied") == said.stderr.count("\n") == 1, said
 
 
 main()
