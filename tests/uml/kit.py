@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 
-NODBFS = os.environ["UML_NODBFS"]
+NODBFS = os.environ["UML_TARGET"] + "/debug/nodbfs"
 sys.path.insert(0, os.environ["UML_PROJECT"] + "/tests/neighbours")
 
 CHECKS = []
