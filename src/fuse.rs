@@ -8,6 +8,7 @@ mod reply;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -22,6 +23,7 @@ use fuser::{
 };
 use tokio::runtime::Runtime;
 
+use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
 use crate::fs::plain::SetAttr;
@@ -510,8 +512,14 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let name = name.to_owned();
+        let acl = self.acl && name.as_bytes().starts_with(b"system.posix_acl_");
         self.run(self.fs.getxattr_may_wait(ino.0, &name), move |fs| {
-            reply::xattr(reply, fs.getxattr(ino.0, &name, size as usize));
+            let answer = match fs.getxattr(ino.0, &name, size as usize) {
+                // a source without ACLs, as NFS: told so, the kernel would let no other user in
+                Err(Error::Source(Errno::OPNOTSUPP)) if acl => Err(Errno::NODATA.into()),
+                answer => answer,
+            };
+            reply::xattr(reply, answer);
         });
     }
 

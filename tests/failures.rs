@@ -16,13 +16,14 @@ fn the_tests_that_failures_md_names_exist() {
         let source = fs::read_to_string(root.join(file)).expect(file);
         assert!(
             source.contains(&format!("#[test]\nfn {test}() {{"))
-                || source.contains(&format!("#[test]\n    fn {test}() {{")),
+                || source.contains(&format!("#[test]\n    fn {test}() {{"))
+                || source.contains(&format!("@check\ndef {test}():")),
             "{file} has no test {test}"
         );
     }
     // and every line of a table names one
     let lines = text.lines().filter(|line| line.starts_with("| "));
     for line in lines.filter(|line| !line.starts_with("| what fails")) {
-        assert!(line.contains(".rs::"), "{line}");
+        assert!(line.contains(".rs::") || line.contains(".py::"), "{line}");
     }
 }

@@ -68,6 +68,13 @@ impl Attr {
         Self::look(fd, c"", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
     }
 
+    /// As [`Attr::of_fd`], from the server where there is one. NFS believes a directory's names for as
+    /// long as its attributes, up to a minute: after this they are asked for anew if it has changed.
+    pub fn of_fd_now(fd: impl AsFd) -> Result<Self, Errno> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        Self::look(fd, c"", flags)
+    }
+
     /// The attributes of what a path leads to.
     pub fn of_path(path: impl Arg) -> Result<Self, Errno> {
         Self::look(CWD, path, AtFlags::empty())

@@ -122,8 +122,9 @@ impl Drop for Inode {
 /// are taken alone. None is held across a system call.
 #[derive(Debug)]
 pub struct Inodes {
-    /// Whether unlinked files that are in use stay in their directories, as on NFS.
-    renames_silly: bool,
+    /// Whether the source lies on NFS: unlinked files that are in use stay in their directories, and
+    /// names are answered from memory.
+    pub nfs: bool,
     root: Arc<Inode>,
     root_fd: Arc<OwnedFd>,
     table: Mutex<Table>,
@@ -150,7 +151,7 @@ impl Inodes {
     /// The inodes below `root_fd`, keeping at most `descriptors` of them open.
     pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
         let attr = Attr::of_fd(&root_fd)?;
-        let renames_silly = fstatfs(&root_fd)?.f_type == NFS;
+        let nfs = fstatfs(&root_fd)?.f_type == NFS;
         let root = Arc::new(Inode {
             id: ROOT,
             ident: attr.ident,
@@ -164,7 +165,7 @@ impl Inodes {
             lookups: 1,
         };
         Ok(Self {
-            renames_silly,
+            nfs,
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
                 plain: HashMap::from([(root.ident, root.clone())]),
@@ -276,7 +277,7 @@ impl Inodes {
     /// A descriptor to know `inode` by when its last name is gone. On NFS none for files: an unlinked
     /// file that somebody has a descriptor of would stay in its directory under a name of its own.
     pub fn last_fd(&self, inode: &Inode) -> Option<Arc<OwnedFd>> {
-        if self.renames_silly && !inode.is_dir() {
+        if self.nfs && !inode.is_dir() {
             self.descriptors.lock().pop(&inode.id);
             return None;
         }

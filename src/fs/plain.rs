@@ -72,10 +72,11 @@ impl Plain {
     /// What the source says of a name at this moment, whatever it costs: what is current is decided
     /// by it.
     pub fn stat_now(&self, place: &Place) -> Result<Attr> {
-        Ok(Attr::of_name_now(
-            &*self.inodes.fd(&place.dir)?,
-            &place.name,
-        )?)
+        let dir = self.inodes.fd(&place.dir)?;
+        if self.inodes.nfs {
+            Attr::of_fd_now(&*dir)?;
+        }
+        Ok(Attr::of_name_now(&*dir, &place.name)?)
     }
 
     /// What the source says of an inode.

@@ -1,11 +1,12 @@
 //! A commit, step by step (DESIGN.md): a writer's content becomes the current generation, under
 //! the lock, durable and whole, or nothing happens at all.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use crate::error::{Errno, Error, InStep, Result};
+use crate::error::{Errno, Error, Result};
 use crate::fs::attr::Attr;
 use crate::fs::inode::Place;
 use crate::fs::plain::{self, SetAttr};
@@ -134,11 +135,11 @@ impl Nodb {
 
     /// Step 2: the run's marker.
     pub fn writable(&self, place: &Place) -> Result<()> {
-        let dir = self.plain.inodes.fd(&place.dir)?;
-        match Attr::of_name(&*dir, c"READONLY") {
+        let marker = Place::new(&place.dir, OsStr::new("READONLY"));
+        match self.plain.stat_now(&marker) {
             Ok(_) => Err(Error::ReadOnlyRun),
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno).in_step("look for READONLY"),
+            Err(Error::Source(Errno::NOENT)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -273,7 +273,8 @@ impl Candidate {
             Err(Errno::NOENT) => Err(Error::StaleBase),
             Err(errno) if is_unsupported(errno) => {
                 // NFS and the like: the check and the rename stand side by side
-                let now = Attr::of_name_now(&*self.target_dir, target);
+                let now = Attr::of_fd_now(&*self.target_dir)
+                    .and_then(|_| Attr::of_name_now(&*self.target_dir, target));
                 if !now.is_ok_and(|now| now.stamp() == base.stamp()) {
                     return Err(Error::StaleBase);
                 }

@@ -47,7 +47,7 @@ impl Nodb {
     pub fn look(&self, controller: &Arc<Controller>) -> Result<Arc<Generation>> {
         loop {
             let epoch = controller.epoch();
-            let attr = self.plain.stat(&controller.place)?;
+            let attr = self.plain.stat_now(&controller.place)?;
             if !attr.is_file() {
                 return Err(Error::Superseded);
             }
