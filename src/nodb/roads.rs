@@ -149,7 +149,7 @@ impl Nodb {
         let concerned: Vec<_> = concerned.iter().collect();
         self.locked(&concerned, asking, |leases| {
             self.rename_fenced((leases, asking), from, to, flags)?;
-            self.departed(from);
+            self.departed(from, to);
             concerned
                 .iter()
                 .try_for_each(|controller| self.vanished(controller))
@@ -214,13 +214,17 @@ impl Nodb {
         named.map(|place| self.controllers.at(place)).collect()
     }
 
-    /// The kernel takes the old inode along to the new name, where it means nothing.
-    fn departed(&self, from: &Place) {
+    /// The kernel takes the old inode along to the new name, where it means nothing. Until the kernel
+    /// has been told, `stat` of that name asks it for the attributes of the file.
+    fn departed(&self, from: &Place, to: &Place) {
         if let Some(generation) = self
             .controllers
             .get(from)
             .and_then(|controller| controller.current())
         {
+            if let Ok(attr) = self.plain.stat_now(to) {
+                generation.refresh(attr);
+            }
             generation.depart();
         }
     }
@@ -264,7 +268,7 @@ impl Nodb {
                 asking,
             };
             let attr = self.commit(leases, &job, Some(brought))?;
-            self.departed(from);
+            self.departed(from, to);
             self.notify(to, true);
             Ok(attr)
         };
@@ -305,8 +309,8 @@ impl Nodb {
         ];
         self.locked(&concerned, asking, |leases| {
             self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
-            self.departed(from);
-            self.departed(to);
+            self.departed(from, to);
+            self.departed(to, from);
             concerned
                 .iter()
                 .try_for_each(|controller| self.vanished(controller))
