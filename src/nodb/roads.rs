@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::Attr;
@@ -135,11 +135,11 @@ impl Nodb {
             return Err(Errno::EXIST.into());
         }
         let one_file = target.is_some_and(|target| target.ident == source.ident);
+        if flags.contains(RenameFlags::EXCHANGE) && !one_file {
+            return self.exchange(from, to, asking);
+        }
         if one_file || target.is_some_and(|target| target.is_dir()) {
             return self.plain.rename(from, to, flags);
-        }
-        if flags.contains(RenameFlags::EXCHANGE) {
-            return self.exchange(from, to, asking);
         }
         if is_controller(&to.name) && source.is_file() {
             let replaces = !flags.contains(RenameFlags::NOREPLACE);
@@ -294,21 +294,25 @@ impl Nodb {
         Ok(())
     }
 
-    /// `RENAME_EXCHANGE`: what arrives at a controller's name must be a document.
+    /// `RENAME_EXCHANGE`: what arrives at a controller's name is fit to be its next generation.
     fn exchange(&self, from: &Place, to: &Place, asking: Asking) -> Result<()> {
-        for (name, content) in [(from, to), (to, from)] {
-            if is_controller(&name.name) && self.plain.stat(content)?.is_file() {
-                Document::parse(&self.read_whole(content)?)?;
-            }
-        }
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
         let inodes = [
             self.plain.inodes.known_at(from),
             self.plain.inodes.known_at(to),
         ];
+        let dirs = [
+            self.plain.inodes.fd(&from.dir)?,
+            self.plain.inodes.fd(&to.dir)?,
+        ];
         self.locked(&concerned, asking, |leases| {
+            self.make_fit(leases, from, to, asking)?;
+            self.make_fit(leases, to, from, asking)?;
             self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
+            if let Err(errno) = dirs.iter().try_for_each(|dir| sync_dir(dir)) {
+                warn!(%errno, "exchanged, but a directory could not be synced");
+            }
             self.departed(from, to);
             self.departed(to, from);
             concerned
@@ -322,6 +326,30 @@ impl Nodb {
         self.notify(from, true);
         self.notify(to, true);
         Ok(())
+    }
+
+    /// Makes the file `from` fit for the name `to`, if that is a controller's, as a commit would: a
+    /// document, under the lock that it names itself, later than what it replaces, and on stable storage.
+    fn make_fit(
+        &self,
+        leases: &mut Leases,
+        from: &Place,
+        to: &Place,
+        asking: Asking,
+    ) -> Result<()> {
+        let base = self.plain.stat_now(to)?;
+        if !is_controller(&to.name) || !self.plain.stat(from)?.is_file() {
+            return Ok(());
+        }
+        let inodes = &self.plain.inodes;
+        let (dir, target_dir) = (inodes.fd(&from.dir)?, inodes.fd(&to.dir)?);
+        let mut candidate = Candidate::brought(dir, target_dir, &from.name)?;
+        let document = Document::parse(&self.read_all(candidate.fd())?)?;
+        let lock = lock_of(&self.identify(Some(&document), to)?);
+        self.locker
+            .cover(leases, &self.controllers.at(to), &lock, asking)?;
+        candidate.finish(&SetAttr::default(), Some(&base), asking.caller)?;
+        candidate.sync()
     }
 
     /// `link`: the regular file behind `source`, which may be `O_PATH`, gets the controller's name
@@ -406,10 +434,6 @@ impl Nodb {
         let error = Document::parse(b"").map_or_else(Error::from, |_| Error::Source(Errno::INVAL));
         self.refused(&self.controllers.at(place), &error);
         error
-    }
-
-    fn read_whole(&self, place: &Place) -> Result<Vec<u8>> {
-        self.read_all(&self.open_lower(place)?)
     }
 
     /// EFBIG: beyond `--max-payload`.
