@@ -342,12 +342,9 @@ impl Published {
         self.attr
     }
 
-    /// Makes the publication durable. A failure is a warning: the new generation is there and cannot
-    /// be taken back truthfully.
-    pub fn sync_dirs(&self) {
-        if let Err(errno) = self.candidate.sync_dirs() {
-            warn!(%errno, name = ?self.target, "published, but the directory could not be synced");
-        }
+    /// Makes the publication durable.
+    pub fn sync_dirs(&self) -> Result<()> {
+        self.candidate.sync_dirs().in_step("fsync the directory")
     }
 
     /// The old generation, which lies under the candidate's old name, goes.

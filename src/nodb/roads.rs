@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::Attr;
@@ -311,7 +311,8 @@ impl Nodb {
             self.make_fit(leases, to, from, asking)?;
             self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
             if let Err(errno) = dirs.iter().try_for_each(|dir| sync_dir(dir)) {
-                warn!(%errno, "exchanged, but a directory could not be synced");
+                self.plain.rename(to, from, RenameFlags::EXCHANGE)?;
+                return Err(errno).in_step("fsync the directory");
             }
             self.departed(from, to);
             self.departed(to, from);
