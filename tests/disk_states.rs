@@ -231,7 +231,7 @@ fn estale_and_edquot_of_any_call_are_told_or_harmless() {
                         refused += 1;
                     }
                 }
-                assert_eq!(save(&at, "{}"), Ok(()), "{what}");
+                eventually("saves go on", || save(&at, "{}").is_ok());
                 drop(daemon);
                 assert_no_leftover(dir.path());
             }

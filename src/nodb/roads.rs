@@ -302,17 +302,16 @@ impl Nodb {
             self.plain.inodes.known_at(from),
             self.plain.inodes.known_at(to),
         ];
-        let dirs = [
-            self.plain.inodes.fd(&from.dir)?,
-            self.plain.inodes.fd(&to.dir)?,
-        ];
         self.locked(&concerned, asking, |leases| {
-            self.make_fit(leases, from, to, asking)?;
-            self.make_fit(leases, to, from, asking)?;
+            let fit = [
+                self.make_fit(leases, from, to, asking)?,
+                self.make_fit(leases, to, from, asking)?,
+            ];
             self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
-            if let Err(errno) = dirs.iter().try_for_each(|dir| sync_dir(dir)) {
+            let mut arrived = fit.iter().flatten();
+            if let Err(error) = arrived.try_for_each(Candidate::sync_dirs) {
                 self.plain.rename(to, from, RenameFlags::EXCHANGE)?;
-                return Err(errno).in_step("fsync the directory");
+                return Err(error);
             }
             self.departed(from, to);
             self.departed(to, from);
@@ -337,10 +336,10 @@ impl Nodb {
         from: &Place,
         to: &Place,
         asking: Asking,
-    ) -> Result<()> {
+    ) -> Result<Option<Candidate>> {
         let base = self.plain.stat_now(to)?;
         if !is_controller(&to.name) || !self.plain.stat(from)?.is_file() {
-            return Ok(());
+            return Ok(None);
         }
         let inodes = &self.plain.inodes;
         let (dir, target_dir) = (inodes.fd(&from.dir)?, inodes.fd(&to.dir)?);
@@ -350,7 +349,8 @@ impl Nodb {
         self.locker
             .cover(leases, &self.controllers.at(to), &lock, asking)?;
         candidate.finish(&SetAttr::default(), Some(&base), asking.caller)?;
-        candidate.sync()
+        candidate.sync()?;
+        Ok(Some(candidate))
     }
 
     /// `link`: the regular file behind `source`, which may be `O_PATH`, gets the controller's name
