@@ -123,6 +123,32 @@ fn a_server_that_hangs_costs_no_more_than_the_limits() {
     });
 }
 
+/// The limit is for all of a request, also for one that changes two keys.
+#[test]
+fn a_put_without_an_answer_is_given_up_like_any_request() {
+    let server = RedisServer::start();
+    let limits = Limits {
+        reply: Duration::from_secs(1),
+        ..patient()
+    };
+    let stores: Vec<_> = (0..4)
+        .map(|_| Redis::new(settings(&server.url(), limits)))
+        .collect();
+    for store in &stores {
+        store.put("/k", b"{}", b"seal").unwrap();
+    }
+    server.pause();
+    thread::scope(|scope| {
+        let putting = scope.spawn(|| stores[0].put("/k", b"{}", b"seal").unwrap_err());
+        // one after the other, they take three times as long
+        for store in &stores[1..] {
+            assert_eq!(store.get("/k").unwrap_err().kind, StoreErrorKind::TimedOut);
+        }
+        assert!(putting.is_finished());
+        assert_eq!(putting.join().unwrap().kind, StoreErrorKind::TimedOut);
+    });
+}
+
 #[test]
 fn an_acquire_without_an_answer_finds_out_what_became_of_it() {
     let server = RedisServer::start();

@@ -100,7 +100,8 @@ impl Nodb {
         candidate.sync()?;
         let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref())?;
         let (attr, published) = self.verify(job, published)?;
-        let mut sync_dirs = || published.sync_dirs();
+        let mut synced = Ok(());
+        let mut sync_dirs = || synced = published.sync_dirs();
         self.refresh(
             job.controller,
             &attr,
@@ -108,6 +109,13 @@ impl Nodb {
             &document,
             Meanwhile::of(&mut sync_dirs),
         );
+        // who is told of success finds the new generation after any crash
+        if let Err(error) = synced {
+            published.undo();
+            job.controller.supersede();
+            self.void_entries(job.controller)?;
+            return Err(error);
+        }
         step::passed(Step::Settle);
         if let Some(replaced) = published.settle() {
             self.reaper.take(replaced);

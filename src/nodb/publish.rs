@@ -10,6 +10,7 @@ use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod,
     fchown, fgetxattr, fremovexattr, fsetxattr, fsync, futimens, openat, renameat_with, unlinkat,
 };
+use rustix::io::pread;
 use tracing::{error, warn};
 
 use crate::error::{Errno, Error, InStep, Result};
@@ -330,14 +331,19 @@ impl Candidate {
         renameat_with(&*self.dir, &self.name, &*self.target_dir, target, flags)
     }
 
-    fn sync_dirs(&self) -> std::result::Result<(), Errno> {
+    /// Makes the names durable.
+    pub fn sync_dirs(&self) -> Result<()> {
+        self.try_sync_dirs().in_step("fsync the directory")
+    }
+
+    fn try_sync_dirs(&self) -> std::result::Result<(), Errno> {
         step::at(Step::SyncDir)?;
         sync_dir(&self.target_dir)?;
-        if Arc::ptr_eq(&self.dir, &self.target_dir) {
-            Ok(())
-        } else {
-            sync_dir(&self.dir)
+        if !Arc::ptr_eq(&self.dir, &self.target_dir) {
+            sync_dir(&self.dir)?;
         }
+        // xfs that has shut down meanwhile says so of a file, and not always of a directory
+        pread(&self.fd, &mut [0; 1], 0).map(drop)
     }
 }
 
@@ -370,12 +376,9 @@ impl Published {
         self.attr
     }
 
-    /// Makes the publication durable. A failure is a warning: the new generation is there and cannot
-    /// be taken back truthfully.
-    pub fn sync_dirs(&self) {
-        if let Err(errno) = self.candidate.sync_dirs() {
-            warn!(%errno, name = ?self.target, "published, but the directory could not be synced");
-        }
+    /// Makes the publication durable.
+    pub fn sync_dirs(&self) -> Result<()> {
+        self.candidate.sync_dirs()
     }
 
     /// The old generation, which lies under the candidate's old name, goes.

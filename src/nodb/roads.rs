@@ -135,11 +135,11 @@ impl Nodb {
             return Err(Errno::EXIST.into());
         }
         let one_file = target.is_some_and(|target| target.ident == source.ident);
+        if flags.contains(RenameFlags::EXCHANGE) && !one_file {
+            return self.exchange(from, to, asking);
+        }
         if one_file || target.is_some_and(|target| target.is_dir()) {
             return self.plain.rename(from, to, flags);
-        }
-        if flags.contains(RenameFlags::EXCHANGE) {
-            return self.exchange(from, to, asking);
         }
         if is_controller(&to.name) && source.is_file() {
             let replaces = !flags.contains(RenameFlags::NOREPLACE);
@@ -149,7 +149,7 @@ impl Nodb {
         let concerned: Vec<_> = concerned.iter().collect();
         self.locked(&concerned, asking, |leases| {
             self.rename_fenced((leases, asking), from, to, flags)?;
-            self.departed(from);
+            self.departed(from, to);
             concerned
                 .iter()
                 .try_for_each(|controller| self.vanished(controller))
@@ -214,13 +214,17 @@ impl Nodb {
         named.map(|place| self.controllers.at(place)).collect()
     }
 
-    /// The kernel takes the old inode along to the new name, where it means nothing.
-    fn departed(&self, from: &Place) {
+    /// The kernel takes the old inode along to the new name, where it means nothing. Until the kernel
+    /// has been told, `stat` of that name asks it for the attributes of the file.
+    fn departed(&self, from: &Place, to: &Place) {
         if let Some(generation) = self
             .controllers
             .get(from)
             .and_then(|controller| controller.current())
         {
+            if let Ok(attr) = self.plain.stat_now(to) {
+                generation.refresh(attr);
+            }
             generation.depart();
         }
     }
@@ -264,7 +268,7 @@ impl Nodb {
                 asking,
             };
             let attr = self.commit(leases, &job, Some(brought))?;
-            self.departed(from);
+            self.departed(from, to);
             self.notify(to, true);
             Ok(attr)
         };
@@ -290,13 +294,8 @@ impl Nodb {
         Ok(())
     }
 
-    /// `RENAME_EXCHANGE`: what arrives at a controller's name must be a document.
+    /// `RENAME_EXCHANGE`: what arrives at a controller's name is fit to be its next generation.
     fn exchange(&self, from: &Place, to: &Place, asking: Asking) -> Result<()> {
-        for (name, content) in [(from, to), (to, from)] {
-            if is_controller(&name.name) && self.plain.stat(content)?.is_file() {
-                Document::parse(&self.read_whole(content)?)?;
-            }
-        }
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
         let inodes = [
@@ -304,9 +303,18 @@ impl Nodb {
             self.plain.inodes.known_at(to),
         ];
         self.locked(&concerned, asking, |leases| {
+            let fit = [
+                self.make_fit(leases, from, to, asking)?,
+                self.make_fit(leases, to, from, asking)?,
+            ];
             self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
-            self.departed(from);
-            self.departed(to);
+            let mut arrived = fit.iter().flatten();
+            if let Err(error) = arrived.try_for_each(Candidate::sync_dirs) {
+                self.plain.rename(to, from, RenameFlags::EXCHANGE)?;
+                return Err(error);
+            }
+            self.departed(from, to);
+            self.departed(to, from);
             concerned
                 .iter()
                 .try_for_each(|controller| self.vanished(controller))
@@ -318,6 +326,31 @@ impl Nodb {
         self.notify(from, true);
         self.notify(to, true);
         Ok(())
+    }
+
+    /// Makes the file `from` fit for the name `to`, if that is a controller's, as a commit would: a
+    /// document, under the lock that it names itself, later than what it replaces, and on stable storage.
+    fn make_fit(
+        &self,
+        leases: &mut Leases,
+        from: &Place,
+        to: &Place,
+        asking: Asking,
+    ) -> Result<Option<Candidate>> {
+        let base = self.plain.stat_now(to)?;
+        if !is_controller(&to.name) || !self.plain.stat(from)?.is_file() {
+            return Ok(None);
+        }
+        let inodes = &self.plain.inodes;
+        let (dir, target_dir) = (inodes.fd(&from.dir)?, inodes.fd(&to.dir)?);
+        let mut candidate = Candidate::brought(dir, target_dir, &from.name)?;
+        let document = Document::parse(&self.read_all(candidate.fd())?)?;
+        let lock = lock_of(&self.identify(Some(&document), to)?);
+        self.locker
+            .cover(leases, &self.controllers.at(to), &lock, asking)?;
+        candidate.finish(&SetAttr::default(), Some(&base), asking.caller)?;
+        candidate.sync()?;
+        Ok(Some(candidate))
     }
 
     /// `link`: the regular file behind `source`, which may be `O_PATH`, gets the controller's name
@@ -402,10 +435,6 @@ impl Nodb {
         let error = Document::parse(b"").map_or_else(Error::from, |_| Error::Source(Errno::INVAL));
         self.refused(&self.controllers.at(place), &error);
         error
-    }
-
-    fn read_whole(&self, place: &Place) -> Result<Vec<u8>> {
-        self.read_all(&self.open_lower(place)?)
     }
 
     /// EFBIG: beyond `--max-payload`.

@@ -103,6 +103,13 @@ impl Run {
         self.mount.path().join(name)
     }
 
+    pub fn kind(&self) -> Kind {
+        match self.redis {
+            Some(_) => Kind::Redis,
+            None => Kind::Embedded,
+        }
+    }
+
     pub fn redis(&self) -> &RedisServer {
         self.redis.as_ref().expect("a run on Redis")
     }

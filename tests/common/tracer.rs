@@ -1,5 +1,8 @@
 //! Faults injected into the daemon's system calls.
 
+// every suite uses a part of it
+#![allow(dead_code)]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -142,6 +142,9 @@ impl Settings {
     pub(super) fn connection_info(&self) -> redis::RedisResult<ConnectionInfo> {
         let info = self.address.clone().into_connection_info()?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
+        // a request that is given up goes with its connection; it must not arrive when the network is
+        // back, over what others have done meanwhile
+        let tcp = tcp.set_linger_time(Duration::ZERO);
         let redis = RedisConnectionInfo::default().set_skip_set_lib_name();
         Ok(info.set_tcp_settings(tcp).set_redis_settings(redis))
     }
