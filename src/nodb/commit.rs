@@ -91,7 +91,12 @@ impl Nodb {
         self.check_base(job)?;
         let candidate = self.prepare(job)?;
         self.locker.check(leases)?;
-        let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref())?;
+        let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref());
+        if published.is_err() {
+            // what was taken back may have been read, and the entry be the reader's
+            self.void_entries(job.controller)?;
+        }
+        let published = published?;
         let attr = self.verify(job, published)?;
         self.refresh(job.controller, &attr, &job.snapshot.content, &document);
         self.install(job.controller, &attr, &job.snapshot.content);
@@ -186,11 +191,13 @@ impl Nodb {
 
     /// Step 7: the published file reads back as it was written; else the old one comes back.
     fn verify(&self, job: &Job<'_>, published: Published) -> Result<Attr> {
-        let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
-            step::at(Step::ReadBack)?;
+        let reached = step::at(Step::ReadBack).map_err(Error::from);
+        let opened = reached.and_then(|()| self.open_lower(&job.controller.place));
+        let read_back = opened.and_then(|fd| {
             let attr = Attr::of_fd(&fd)?;
             if attr.stamp() != published.attr().stamp() {
-                return Err(Error::StaleBase);
+                // a neighbour has committed on top of it: nothing is left to be read back
+                return Ok(published.attr());
             }
             let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
             if digest(&bytes) == digest(&job.snapshot.content) {
@@ -211,7 +218,10 @@ impl Nodb {
                     self.reaper.take(replaced);
                 }
             }
-            Err(_) => published.undo(),
+            Err(_) => {
+                published.undo();
+                self.void_entries(job.controller)?;
+            }
         }
         read_back
     }

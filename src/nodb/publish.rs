@@ -303,23 +303,32 @@ impl Published {
     /// The old generation comes back; what was published takes its old name again. Where that fails,
     /// both files stay.
     pub fn undo(mut self) {
+        match self.take_back() {
+            Ok(()) => self.candidate.temporary = self.temporary,
+            Err(errno) => {
+                error!(%errno, name = ?self.target, "a bad publication could not be taken back")
+            }
+        }
+    }
+}
+
+impl Published {
+    /// As with the publication itself, what comes out says whether it was the right moment.
+    fn take_back(&self) -> std::result::Result<(), Errno> {
         let Candidate {
             dir,
             name,
             target_dir,
             ..
         } = &self.candidate;
-        let undone = match self.back {
-            Some(back) => step::at(Step::Undo)
-                .and_then(|()| renameat_with(&**target_dir, &self.target, &**dir, name, back)),
-            None => Err(Errno::OPNOTSUPP),
-        };
-        match undone {
-            Ok(()) => self.candidate.temporary = self.temporary,
-            Err(errno) => {
-                error!(%errno, name = ?self.target, "a bad publication could not be taken back")
-            }
+        let back = self.back.ok_or(Errno::OPNOTSUPP)?;
+        step::at(Step::Undo)?;
+        renameat_with(&**target_dir, &self.target, &**dir, name, back)?;
+        if Attr::of_name(&**dir, name).is_ok_and(|out| out.stamp() != self.attr.stamp()) {
+            // a neighbour has replaced it meanwhile, and its generation stands
+            renameat_with(&**dir, name, &**target_dir, &self.target, back)?;
         }
+        Ok(())
     }
 }
 
