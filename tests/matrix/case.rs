@@ -177,7 +177,7 @@ impl Case {
             Ok(answer)
         };
         ask(json!({
-            "op": "prepare", "run": run, "redis": redis, "beside": beside,
+            "op": "prepare", "run": run, "redis": redis, "beside": beside, "watched": self.number.is_multiple_of(2),
             "old": state(self.road.before, None), "contested": self.road.before[0].0, "leftover": self.road.leftover,
         }))?;
         let state_dir = field
@@ -274,6 +274,17 @@ impl Case {
         }))?;
         stale |= settled["stale"] == true;
         gap |= settled["gap"] == true;
+        if self.failure.is_none() {
+            let taken = |mount, wanted| {
+                reached(mount)
+                    .iter()
+                    .filter(|&&step| step == wanted)
+                    .count()
+            };
+            wait_for("releases what it has acquired", || {
+                taken(&mount, Step::Release) >= taken(&mount, Step::Acquired)
+            })?;
+        }
         outcome.reached = reached(&mount);
         ask(json!({"op": "goes_on", "mount": mount.path()}))?;
         if stale && !gaps.iter().any(|&number| GAPS[number].stale) {
@@ -299,8 +310,9 @@ pub fn is_possible(step: Step, failure: Failure, road: &Road, store: Store) -> b
     let stops =
         [Some(failure), road.preset.map(|(_, failure)| failure)].contains(&Some(Failure::Stop));
     // without Redis nobody else can take a lock over
-    !(failure == Failure::Error && EFFECTLESS.contains(&step))
-        && !(stops && store == Store::Embedded)
+    let cannot_fail = failure == Failure::Error && EFFECTLESS.contains(&step);
+    let cannot_stop = stops && store == Store::Embedded;
+    !cannot_fail && !cannot_stop
 }
 
 /// The steps that the daemon has reached, in order.

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use case::{Case, Field, Moment, Outcome, Store, Worker, is_possible};
 use nodbfs::step::Step;
-use roads::{Failure, GAPS, ROADS};
+use roads::{BEHIND, Failure, GAPS, ROADS};
 
 /// Most of a case is waiting.
 const WORKERS: usize = 8;
@@ -69,8 +69,12 @@ fn moments(case: &Case, reached: &[Step]) -> Vec<Moment> {
         })
         .collect();
     if let Some((preset, _)) = case.road.preset {
-        let at = moments.iter().position(|moment| moment.step == preset);
-        moments.drain(..=at.expect("a road reaches what fails on it"));
+        let mut after = false;
+        moments.retain(|moment| {
+            let kept = after || BEHIND.contains(&moment.step);
+            after |= moment.step == preset;
+            kept
+        });
     }
     moments
 }
@@ -78,16 +82,20 @@ fn moments(case: &Case, reached: &[Step]) -> Vec<Moment> {
 #[test]
 fn every_step_of_every_road_fails_dies_and_stops_and_the_promises_hold() {
     let start = Instant::now();
+    // part of it, as `close, Redis, kill at put`; a line as this names each case that breaks something
     let only = env::var("MATRIX").unwrap_or_default();
     let field = Field::new();
     let mut learning = Vec::new();
+    let (mut done, mut impossible) = (0, 0);
     for store in [Store::Redis, Store::Embedded] {
         for road in ROADS {
             // nobody takes over from a daemon that has all locks to itself
             let stops = road
                 .preset
                 .is_some_and(|(_, failure)| failure == Failure::Stop);
-            if !(stops && store == Store::Embedded) {
+            if stops && store == Store::Embedded {
+                impossible += Step::ALL.len() * Failure::ALL.len();
+            } else {
                 learning.push(Case {
                     number: learning.len(),
                     road,
@@ -101,7 +109,6 @@ fn every_step_of_every_road_fails_dies_and_stops_and_the_promises_hold() {
     let mut violations = Vec::new();
     let mut cases = Vec::new();
     let mut covered = BTreeSet::new();
-    let (mut done, mut impossible) = (0, 0);
     for (case, outcome) in learning.iter().zip(learned) {
         let outcome = outcome.unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
         violations.extend(
@@ -136,8 +143,9 @@ fn every_step_of_every_road_fails_dies_and_stops_and_the_promises_hold() {
         .iter()
         .filter(|step| !covered.contains(step))
         .collect();
-    assert!(never.is_empty(), "steps that no road takes: {never:?}");
-
+    if !never.is_empty() {
+        violations.push(format!("steps that no road takes: {never:?}"));
+    }
     cases.retain(|case| case.describe().contains(&only));
     for (number, case) in cases.iter_mut().enumerate() {
         case.number = learning.len() + number;
@@ -161,6 +169,12 @@ fn every_step_of_every_road_fails_dies_and_stops_and_the_promises_hold() {
             Err(error) => violations.push(format!("{what}: {error}")),
         }
     }
+    for (gap, &count) in GAPS.iter().zip(&gaps) {
+        println!("known gap, {count} times: {}", gap.why);
+        if count == 0 && only.is_empty() {
+            violations.push(format!("no gap any more: {}", gap.why));
+        }
+    }
     for violation in &violations {
         eprintln!("{violation}");
     }
@@ -180,13 +194,5 @@ fn every_step_of_every_road_fails_dies_and_stops_and_the_promises_hold() {
     );
     println!("{line}");
     eprintln!("{line}");
-    for (gap, count) in GAPS.iter().zip(gaps) {
-        println!("known gap, {count} times: {}", gap.why);
-        assert!(
-            count > 0 || !only.is_empty(),
-            "no gap any more: {}",
-            gap.why
-        );
-    }
     assert!(violations.is_empty(), "{} violations", violations.len());
 }

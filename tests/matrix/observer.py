@@ -77,8 +77,10 @@ class Watcher(threading.Thread):
 class Run:
     """One run directory while something is done to it."""
 
-    def __init__(self, run, redis, beside, old, contested, leftover):
-        """`old` are the documents to begin with; `beside` is the run in another mount, if there is one."""
+    def __init__(self, run, redis, beside, watched, old, contested, leftover):
+        """`old` are the documents to begin with; `beside` is the run in another mount, if there is one, where somebody
+        reads all the time if it is `watched`: such a reader also makes stale entries good.
+        """
         self.run, self.redis, self.beside = run, redis, beside
         self.neighbour, self.broken = None, []
         os.mkdir(run)
@@ -100,7 +102,8 @@ class Run:
                 if old[name] is not None:
                     self.nodb(OldNoDb, name).hydrate()
                     read(f"{beside}/{name}")
-        self.watcher = Watcher([f"{place}/{name}" for place in self.places for name in self.controllers])
+        read_at = self.places if watched else [run]
+        self.watcher = Watcher([f"{place}/{name}" for place in read_at for name in self.controllers])
 
     def nodb(self, style, name):
         neighbour = style(self.run, self.run, name.removesuffix(".nodb"), self.redis)
@@ -160,11 +163,12 @@ class Run:
         shown = self.look(allowed, gap, self.run)
         for name in self.controllers if self.redis else []:
             self.entry_of(name, ModernNoDb)
-        return {"gap": shown, "stale": bool(self.redis) and any(map(self.is_stale, self.controllers))}
+        return {"gap": shown, "stale": self.any_stale()}
 
-    def is_stale(self, name):
+    def any_stale(self):
         """Whether old code, which believes any entry, believes what is not on disk."""
-        return self.believed(name, OldNoDb) not in (None, read(f"{self.run}/{name}"))
+        names = self.controllers if self.redis else []
+        return any(self.believed(name, OldNoDb) not in (None, read(f"{self.run}/{name}")) for name in names)
 
     def look(self, allowed, gap, place):
         """What is at `place` is one of the allowed states, or one of those of a known gap: then true."""
@@ -195,8 +199,9 @@ class Run:
     def settled(self, allowed, gap, mount, debts, killed):
         """The call has returned, or the daemon was replaced by another at `mount`: everything is as it was told."""
         self.broken += self.watcher.end()
-        shown = [self.look(allowed, gap, place) for place in (*self.places, mount)]
         self.expect(eventually(lambda: not unpaid(debts)), f"debts are not paid: {unpaid(debts)}")
+        stale = not killed and self.any_stale()
+        shown = [self.look(allowed, gap, place) for place in (*self.places, mount)]
         self.expect(eventually(lambda: not self.leftovers(mount)), f"{self.leftovers(mount)} are left")
         if self.redis:
             for name in self.controllers:
@@ -205,7 +210,7 @@ class Run:
                 if killed and self.is_there(name):
                     self.entry_of(name, OldNoDb)
                 self.unlocked(name, killed)
-        return {"gap": any(shown), "stale": bool(self.redis) and any(map(self.is_stale, self.controllers))}
+        return {"gap": any(shown), "stale": stale or self.any_stale()}
 
     def is_there(self, name):
         return os.path.isfile(f"{self.run}/{name}") and not os.path.islink(f"{self.run}/{name}")

@@ -159,6 +159,9 @@ pub const ROADS: &[Road] = &[
 /// Steps that have no effect of their own, so that none can fail.
 pub const EFFECTLESS: &[Step] = &[Step::Settle, Step::Follow, Step::Answer];
 
+/// Steps that are taken behind the writer's back, sooner or later.
+pub const BEHIND: &[Step] = &[Step::RemoveTemporary];
+
 /// What is known not to hold, and why. Each must show, or it is none any more.
 pub struct Gap {
     pub why: &'static str,
@@ -207,6 +210,14 @@ pub const GAPS: &[Gap] = &[
             Step::RemoveUnlinked,
             Step::RemoveTemporary,
         ],
+        stale: true,
+        ..NONE
+    },
+    Gap {
+        why: "killed before a debt is paid: old code believes the entry until the next daemon on that state directory has paid",
+        road: Some("close, the cache away"),
+        failure: Failure::Kill,
+        steps: &[Step::Release, Step::Answer, Step::Pay],
         stale: true,
         ..NONE
     },
