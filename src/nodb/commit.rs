@@ -196,8 +196,7 @@ impl Nodb {
         let read_back = opened.and_then(|fd| {
             let attr = Attr::of_fd(&fd)?;
             if attr.stamp() != published.attr().stamp() {
-                // a neighbour has committed on top of it: nothing is left to be read back
-                return Ok(published.attr());
+                return Err(Error::StaleBase);
             }
             let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
             if digest(&bytes) == digest(&job.snapshot.content) {
@@ -212,16 +211,17 @@ impl Nodb {
             answer => answer,
         };
         match read_back {
-            Ok(_) => {
+            // replaced by somebody else, or taken away with another's publication: what is there now stands
+            Ok(_) | Err(Error::StaleBase) => {
                 step::passed(Step::Settle);
                 if let Some(replaced) = published.settle() {
                     self.reaper.take(replaced);
                 }
             }
-            Err(_) => {
-                published.undo();
-                self.void_entries(job.controller)?;
-            }
+            Err(_) => published.undo(),
+        }
+        if read_back.is_err() {
+            self.void_entries(job.controller)?;
         }
         read_back
     }

@@ -245,7 +245,7 @@ impl Case {
         } else if !killed {
             allowed.remove(1);
         }
-        if killed || left {
+        if killed || left || contested.is_some() {
             allowed.extend(between(contested));
         }
         let mut gap = false;

@@ -82,8 +82,11 @@ pub const ROADS: &[Road] = &[
         call: "rename",
         before: &[("wepp.nodb", Some(0)), ("draft", Some(1))],
         after: &[("wepp.nodb", Some(1)), ("draft", None)],
-        // the old generation, which was exchanged for the new one
-        between: &[&[("wepp.nodb", Some(1)), ("draft", Some(0))]],
+        // the old generation, which was exchanged for the new one; and a new one that was overtaken, which is kept
+        between: &[
+            &[("wepp.nodb", Some(1)), ("draft", Some(0))],
+            &[("wepp.nodb", Some(1)), ("draft", None)],
+        ],
         ..SAVE
     },
     Road {
