@@ -5,12 +5,13 @@
 //! signals, for a directory that the kernel holds for a request that nobody will answer any more.
 //! All users of the mount would hang with it. Cut off, they get ENOTCONN, as after any crash.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use tracing::debug;
@@ -60,15 +61,20 @@ pub fn run(daemon: u32) -> Result<()> {
     let mut signals =
         Signals::new([SIGUSR1, SIGTERM, SIGINT, SIGHUP]).context("cannot catch signals")?;
     set_parent_process_death_signal(Some(Signal::USR1)).context("cannot watch the daemon")?;
-    let lives = || {
-        getppid()
-            .map(Pid::as_raw_nonzero)
-            .map(|pid| pid.get() as u32)
-            == Some(daemon)
-    };
-    if lives() {
+    if lives(daemon) {
         signals.forever().find(|signal| *signal == SIGUSR1);
     }
     io::stdout().write_all(b"1")?;
     Ok(io::stdout().flush()?)
+}
+
+/// Whether the parent is still the main thread of the process `daemon`. A daemon killed before it could be
+/// watched is a parent too, for as long as one of its threads cannot end.
+fn lives(daemon: u32) -> bool {
+    let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
+    let stat = fs::read_to_string(format!("/proc/{daemon}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    parent == Some(daemon) && !matches!(state, None | Some('Z' | 'X'))
 }

@@ -3,6 +3,8 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -16,7 +18,7 @@ use crate::nodb::document::Document;
 use crate::nodb::generation::Payload;
 use crate::nodb::identity::Identity;
 use crate::nodb::lock::{Asking, Leases};
-use crate::nodb::publish::{Candidate, Published};
+use crate::nodb::publish::{Candidate, Published, TAKE_BACK};
 use crate::nodb::rejected::Refusal;
 use crate::nodb::seal::{Seal, digest};
 use crate::nodb::staging::{Snapshot, Writer};
@@ -98,7 +100,12 @@ impl Nodb {
         let mut sync = || drop(candidate.sync());
         self.locker.check(leases, job.asking.since, &mut sync)?;
         candidate.sync()?;
-        let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref())?;
+        let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref());
+        if published.is_err() {
+            // what was taken back may have been read, and the entry be the reader's
+            self.void_entries(job.controller)?;
+        }
+        let published = published?;
         let (attr, published) = self.verify(job, published)?;
         let mut synced = Ok(());
         let mut sync_dirs = || synced = published.sync_dirs();
@@ -210,30 +217,41 @@ impl Nodb {
 
     /// Step 7: the published file reads back as it was written; else the old one comes back.
     fn verify(&self, job: &Job<'_>, published: Published) -> Result<(Attr, Published)> {
-        let read_back = self.open_lower(&job.controller.place).and_then(|fd| {
-            step::at(Step::ReadBack)?;
-            let attr = Attr::of_fd(&fd)?;
-            if attr.stamp() != published.attr().stamp() {
-                return Err(Error::StaleBase);
-            }
-            let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
-            if digest(&bytes) == digest(&job.snapshot.content) {
-                Ok(attr)
-            } else {
-                Err(Error::RoundTrip)
-            }
-        });
-        // somebody without a lock came right behind; ours was there all the same
-        let read_back = match read_back {
-            Err(Error::StaleBase | Error::Source(Errno::NOENT)) => Ok(published.attr()),
-            answer => answer,
-        };
-        match read_back {
+        let reached = step::at(Step::ReadBack).map_err(Error::from);
+        match reached.and_then(|()| self.read_back(job, &published)) {
             Ok(attr) => Ok((attr, published)),
             Err(error) => {
                 published.undo();
+                self.void_entries(job.controller)?;
                 Err(error)
             }
+        }
+    }
+
+    fn read_back(&self, job: &Job<'_>, published: &Published) -> Result<Attr> {
+        let give_up = Instant::now() + TAKE_BACK;
+        loop {
+            let fd = match self.open_lower(&job.controller.place) {
+                // somebody came right behind; ours was there all the same
+                Err(Error::Source(Errno::NOENT)) => return Ok(published.attr()),
+                opened => opened?,
+            };
+            let attr = Attr::of_fd(&fd)?;
+            if attr.stamp() == published.attr().stamp() {
+                let bytes = plain::read(&fd, 0, attr.size as usize + 1)?;
+                return match digest(&bytes) == digest(&job.snapshot.content) {
+                    true => Ok(attr),
+                    false => Err(Error::RoundTrip),
+                };
+            }
+            if published.is_replaced()? {
+                return Ok(published.attr());
+            }
+            // another daemon has published over it in vain, and brings it back
+            if Instant::now() > give_up {
+                return Err(Error::StaleBase);
+            }
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

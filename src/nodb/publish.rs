@@ -29,7 +29,7 @@ const LATER: i128 = 10_000;
 const ACL: &CStr = c"system.posix_acl_access";
 
 /// How long another daemon may take to take back what it published in vain over what we did.
-const TAKE_BACK: Duration = Duration::from_secs(5);
+pub const TAKE_BACK: Duration = Duration::from_secs(5);
 
 /// Where a file system keeps no finer times, in nanoseconds.
 const SECOND: i128 = 1_000_000_000;
@@ -376,6 +376,11 @@ impl Published {
         self.attr
     }
 
+    /// Whether the file has lost the name: somebody has put another in its place for good.
+    pub fn is_replaced(&self) -> Result<bool> {
+        Ok(Attr::of_fd(&self.candidate.fd)?.nlink < self.attr.nlink)
+    }
+
     /// Makes the publication durable.
     pub fn sync_dirs(&self) -> Result<()> {
         self.candidate.sync_dirs()
@@ -391,23 +396,30 @@ impl Published {
     /// The old generation comes back; what was published takes its old name again. Where that fails,
     /// both files stay.
     pub fn undo(mut self) {
+        match self.take_back() {
+            Ok(()) => self.candidate.temporary = self.temporary,
+            Err(errno) => {
+                error!(%errno, name = ?self.target, "a bad publication could not be taken back")
+            }
+        }
+    }
+
+    /// As with the publication itself, what comes out says whether it was the right moment.
+    fn take_back(&self) -> std::result::Result<(), Errno> {
         let Candidate {
             dir,
             name,
             target_dir,
             ..
         } = &self.candidate;
-        let undone = match self.back {
-            Some(back) => step::at(Step::Undo)
-                .and_then(|()| renameat_with(&**target_dir, &self.target, &**dir, name, back)),
-            None => Err(Errno::OPNOTSUPP),
-        };
-        match undone {
-            Ok(()) => self.candidate.temporary = self.temporary,
-            Err(errno) => {
-                error!(%errno, name = ?self.target, "a bad publication could not be taken back")
-            }
+        let back = self.back.ok_or(Errno::OPNOTSUPP)?;
+        step::at(Step::Undo)?;
+        renameat_with(&**target_dir, &self.target, &**dir, name, back)?;
+        if Attr::of_name(&**dir, name).is_ok_and(|out| out.stamp() != self.attr.stamp()) {
+            // a neighbour has replaced it meanwhile, and its generation stands
+            renameat_with(&**dir, name, &**target_dir, &self.target, back)?;
         }
+        Ok(())
     }
 }
 

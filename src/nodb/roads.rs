@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::Attr;
@@ -103,8 +103,8 @@ impl Nodb {
         self.locked(&[controller], asking, |leases| {
             let away = Place::new(&place.dir, OsStr::new(&temporary_name()));
             self.rename_fenced((leases, asking), place, &away, RenameFlags::NOREPLACE)?;
-            step::at(Step::RemoveUnlinked)?;
-            self.plain.unlink(&away)?;
+            let reached = step::at(Step::RemoveUnlinked).map_err(Error::from);
+            left_behind(&away, reached.and_then(|()| self.plain.unlink(&away)));
             self.vanished(controller)
         })?;
         info!(controller = %place.name.to_string_lossy(), "unlinked");
@@ -191,19 +191,29 @@ impl Nodb {
             }
             Err(error) => return Err(error),
         }
+        let looked = step::at(Step::MovedLook);
         let exchanged = how == RenameFlags::EXCHANGE;
         let expected = [before[0], before[1].filter(|_| exchanged)];
-        if step::at(Step::MovedLook).is_err() || [look(to), look(from)] != expected {
+        let seen = [look(to), look(from)];
+        // neighbours commit to controllers' names alone: what lies under another is still this rename's doing
+        let done = match [to, from].map(|place| is_controller(&place.name)) {
+            [true, true] => seen == expected,
+            [false, _] => seen[0] == expected[0],
+            [true, false] => seen[1] == expected[1],
+        };
+        if looked.is_err() || !done {
             step::at(Step::MoveBack)?;
             self.plain.rename(to, from, back)?;
+            for controller in self.concerned([from, to]) {
+                self.void_entries(&controller)?;
+            }
             return Err(Error::StaleBase);
         }
         if exchanged && !asked {
-            step::at(Step::RemoveReplaced)?;
-            self.plain.unlink(from)
-        } else {
-            Ok(())
+            let reached = step::at(Step::RemoveReplaced).map_err(Error::from);
+            left_behind(from, reached.and_then(|()| self.plain.unlink(from)));
         }
+        Ok(())
     }
 
     /// The controllers among the names.
@@ -444,5 +454,12 @@ impl Nodb {
             return Err(Error::TooLarge { size, max });
         }
         plain::read(fd, 0, size as usize)
+    }
+}
+
+/// What is done cannot be called undone because a file that nobody needs any more stays.
+fn left_behind(place: &Place, removed: Result<()>) {
+    if let Err(error) = removed {
+        warn!(name = ?place.name, %error, "a replaced file left behind");
     }
 }

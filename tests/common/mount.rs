@@ -22,6 +22,7 @@ pub struct Builder {
     mountpoint: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     args: Vec<OsString>,
+    failpoints: String,
 }
 
 /// A mounted source.
@@ -41,6 +42,7 @@ impl Mount {
             mountpoint: None,
             state_dir: None,
             args: Vec::new(),
+            failpoints: String::new(),
         }
     }
 
@@ -135,6 +137,12 @@ impl Builder {
         self
     }
 
+    /// What happens at which step of a commit, in a build with failpoints.
+    pub fn failpoints(mut self, spec: &str) -> Self {
+        self.failpoints = spec.to_owned();
+        self
+    }
+
     /// Mounts and waits until the mount answers; panics with the daemon's log if it does not.
     pub fn start(self) -> Mount {
         self.try_start()
@@ -169,6 +177,7 @@ impl Builder {
             command.env_remove(name);
         }
         let child = command
+            .env("FAILPOINTS", &self.failpoints)
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second descriptor"))
             .stderr(out)
