@@ -184,7 +184,16 @@ pub trait Locks: Send + Sync {
     /// Releases by value, clears the mirror flag if nobody holds the lock afterwards, and passes on
     /// what was committed, all in one round trip. `false`: it was no longer ours; what was
     /// committed is passed on all the same.
-    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError>;
+    fn release_while(
+        &self,
+        lease: &Lease,
+        committed: Option<&Committed>,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<bool, StoreError>;
+    /// As [`Locks::release_while`], with nothing to do meanwhile.
+    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError> {
+        self.release_while(lease, committed, Meanwhile::default())
+    }
     /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
     /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;

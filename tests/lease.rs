@@ -103,9 +103,14 @@ impl Locks for Probe {
         self.renewals.fetch_add(1, SeqCst);
         self.inner.renew_while(lease, meanwhile)
     }
-    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError> {
+    fn release_while(
+        &self,
+        lease: &Lease,
+        committed: Option<&Committed>,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<bool, StoreError> {
         self.pass()?;
-        self.inner.release(lease, committed)
+        self.inner.release_while(lease, committed, meanwhile)
     }
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
         self.inner.holder(name)

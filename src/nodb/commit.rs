@@ -123,19 +123,23 @@ impl Nodb {
             self.void_entries(job.controller)?;
             return Err(error);
         }
-        step::passed(Step::Settle);
-        if let Some(replaced) = published.settle() {
-            self.reaper.take(replaced);
-        }
         self.install(job.controller, &attr, &job.snapshot.content, document);
-        self.locker.release(leases, true);
-        info!(
-            runid = identity.runid,
-            controller = identity.relpath,
-            bytes = job.snapshot.content.len(),
-            digest = %digest(&job.snapshot.content),
-            "committed"
-        );
+        let mut published = Some(published);
+        let mut conclude = || {
+            step::passed(Step::Settle);
+            if let Some(replaced) = published.take().and_then(Published::settle) {
+                self.reaper.take(replaced);
+            }
+            info!(
+                runid = identity.runid,
+                controller = identity.relpath,
+                bytes = job.snapshot.content.len(),
+                digest = %digest(&job.snapshot.content),
+                "committed"
+            );
+        };
+        self.locker
+            .release_while(leases, true, Meanwhile::of(&mut conclude));
         Ok(attr)
     }
 

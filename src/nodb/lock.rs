@@ -279,6 +279,16 @@ impl Locker {
     /// Gives back what nodbfs took, by its own tokens. With `committed`, the run's `last_modified`
     /// becomes now (PROTOCOL.md 2), also under locks that are the writer's own.
     pub fn release(&self, leases: &mut Leases, committed: bool) {
+        self.release_while(leases, committed, Meanwhile::default());
+    }
+
+    /// As [`Locker::release`]; `meanwhile` is done while the store is told.
+    pub fn release_while(
+        &self,
+        leases: &mut Leases,
+        committed: bool,
+        mut meanwhile: Meanwhile<'_>,
+    ) {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs() as i64);
@@ -292,7 +302,10 @@ impl Locker {
                 Lease::Adopted(_) | Lease::Vouched => None,
             };
             let told = match (last, &committed) {
-                (Some(held), _) => held.release(committed.clone()).map(drop),
+                (Some(held), _) => {
+                    let meanwhile = std::mem::take(&mut meanwhile);
+                    held.release_while(committed.clone(), meanwhile).map(drop)
+                }
                 (None, Some(committed)) => self.store.touch(&name.runid, committed.last_modified),
                 (None, None) => Ok(()),
             };

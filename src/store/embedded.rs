@@ -149,7 +149,12 @@ impl Locks for Embedded {
         }))
     }
 
-    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError> {
+    fn release_while(
+        &self,
+        lease: &Lease,
+        committed: Option<&Committed>,
+        _meanwhile: Meanwhile<'_>,
+    ) -> Result<bool, StoreError> {
         if committed.is_some_and(|committed| committed.message.is_some()) {
             self.published.fetch_add(1, Relaxed);
         }

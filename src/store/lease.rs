@@ -262,6 +262,18 @@ impl Held {
     /// # Errors
     /// The store cannot be told; the keeper goes on trying until the lease has run out.
     pub fn release(&self, committed: Option<Committed>) -> std::result::Result<bool, StoreError> {
+        self.release_while(committed, Meanwhile::default())
+    }
+
+    /// As [`Held::release`]; `meanwhile` is done while the store is told.
+    ///
+    /// # Errors
+    /// Those of [`Held::release`].
+    pub fn release_while(
+        &self,
+        committed: Option<Committed>,
+        meanwhile: Meanwhile<'_>,
+    ) -> std::result::Result<bool, StoreError> {
         let Some(lease) = self.let_go() else {
             return Ok(false);
         };
@@ -270,7 +282,7 @@ impl Held {
             lease,
             committed,
         };
-        let released = release.attempt();
+        let released = release.attempt(meanwhile);
         if released.is_err() {
             self.leave(release);
         }
@@ -391,8 +403,12 @@ impl Queue {
         waiting.pushed += 1;
         let key = (due, waiting.pushed);
         waiting.tasks.insert(key, task);
+        // what is not due first changes nothing for the thread
+        let first = waiting.tasks.first_key_value().map(|(first, _)| *first);
         drop(waiting);
-        self.changed.notify_one();
+        if first == Some(key) {
+            self.changed.notify_one();
+        }
     }
 
     fn work(&self) {
@@ -471,14 +487,15 @@ struct Release {
 }
 
 impl Release {
-    fn attempt(&self) -> std::result::Result<bool, StoreError> {
+    fn attempt(&self, meanwhile: Meanwhile<'_>) -> std::result::Result<bool, StoreError> {
         step::at(Step::Release)?;
-        self.store.release(&self.lease, self.committed.as_ref())
+        self.store
+            .release_while(&self.lease, self.committed.as_ref(), meanwhile)
     }
 
     /// One attempt in the background; `false` if it is worth another.
     fn run(&self) -> bool {
-        let released = self.attempt();
+        let released = self.attempt(Meanwhile::default());
         if let Err(error) = &released {
             warn!(lock = self.lease.name.key(), %error, "the lock could not be released");
         }

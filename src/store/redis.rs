@@ -225,13 +225,18 @@ impl Locks for Redis {
         }))
     }
 
-    fn release(&self, lease: &Lease, committed: Option<&Committed>) -> Result<bool, StoreError> {
+    fn release_while(
+        &self,
+        lease: &Lease,
+        committed: Option<&Committed>,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<bool, StoreError> {
         let last_modified = committed.map(|committed| committed.last_modified.to_string());
         let (channel, message) = committed
             .and_then(|committed| committed.message.as_ref())
             .map_or(("", ""), |(channel, message)| (channel, message));
         let asked = Cell::new(0);
-        let result: i8 = self.locks.call("release lock", |redis| {
+        let result: i8 = self.locks.call_while("release lock", meanwhile, |redis| {
             asked.set(asked.get() + 1);
             let mut script = RELEASE.key(lease.name.key());
             script.key(&lease.name.runid);
