@@ -172,15 +172,7 @@ pub trait Locks: Send + Sync {
     /// Prolongs a lease that is still ours by its TTL, counted from now; `None` if it is not. The
     /// stored value changes in its expiry only, and an older lease of the same acquisition stays
     /// good for renewal and release: after a timeout nobody knows which value is stored.
-    fn renew_while(
-        &self,
-        lease: &Lease,
-        meanwhile: Meanwhile<'_>,
-    ) -> Result<Option<Lease>, StoreError>;
-    /// As [`Locks::renew_while`], with nothing to do meanwhile.
-    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
-        self.renew_while(lease, Meanwhile::default())
-    }
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError>;
     /// Releases by value, clears the mirror flag if nobody holds the lock afterwards, and passes on
     /// what was committed, all in one round trip. `false`: it was no longer ours; what was
     /// committed is passed on all the same.

@@ -94,14 +94,10 @@ impl Locks for Probe {
         self.pass()?;
         self.inner.acquire_while(name, owner, ttl, meanwhile)
     }
-    fn renew_while(
-        &self,
-        lease: &Lease,
-        meanwhile: Meanwhile<'_>,
-    ) -> Result<Option<Lease>, StoreError> {
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
         self.pass()?;
         self.renewals.fetch_add(1, SeqCst);
-        self.inner.renew_while(lease, meanwhile)
+        self.inner.renew(lease)
     }
     fn release_while(
         &self,

@@ -97,9 +97,8 @@ impl Nodb {
             .cover(leases, job.controller, &lock_of(&identity), job.asking)?;
         self.check_base(job)?;
         let mut candidate = self.prepare(job, brought)?;
-        let mut sync = || drop(candidate.sync());
-        self.locker.check(leases, job.asking.since, &mut sync)?;
         candidate.sync()?;
+        self.locker.check(leases)?;
         let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref());
         if published.is_err() {
             // what was taken back may have been read, and the entry be the reader's

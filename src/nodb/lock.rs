@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, info, warn};
 
@@ -19,8 +19,9 @@ use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store
 /// on a healthy disk; the publication is fenced for the others.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// After so long, an `fsync` say, the store is asked once more.
-const OLD: Duration = Duration::from_millis(100);
+/// For so long the store's word that a lock is ours is believed, unless its TTL is over: somebody may
+/// take it away by force. The publication is fenced for what happens in between.
+const NEWS: Duration = Duration::from_millis(20);
 
 /// The right to publish a controller.
 #[derive(Debug)]
@@ -56,8 +57,6 @@ pub struct Asking {
     pub nonblocking: bool,
     /// A rename of NoDb's own temporary name: the tail of a dump.
     pub dump: bool,
-    /// When the operation began.
-    pub since: Instant,
 }
 
 impl Asking {
@@ -67,7 +66,6 @@ impl Asking {
             caller,
             nonblocking: false,
             dump: false,
-            since: Instant::now(),
         }
     }
 }
@@ -183,7 +181,7 @@ impl Locker {
             return Ok(None);
         };
         // it may have been lost, and nobody has noticed
-        held.confirm(Meanwhile::default())?;
+        held.confirm()?;
         Ok(held.value().is_some().then_some(Lease::Own(held)))
     }
 
@@ -235,33 +233,21 @@ impl Locker {
         }
     }
 
-    /// Makes sure that every lease is still the writer's, for long enough to publish. A lease that was
-    /// taken `since` then needs no question. `work` is done while the store is asked.
+    /// Makes sure that every lease is still the writer's, for long enough to publish.
     ///
     /// Errors: ESTALE (lost), ENOLCK (the store is away).
-    pub fn check(&self, leases: &Leases, since: Instant, work: &mut dyn FnMut()) -> Result<()> {
+    pub fn check(&self, leases: &Leases) -> Result<()> {
         step::at(Step::Confirm)?;
-        let asked = Instant::now();
-        self.ask(leases, since, Meanwhile::of(work))?;
-        if asked.elapsed() > OLD {
-            self.ask(leases, Instant::now(), Meanwhile::default())?;
-        }
-        Ok(())
-    }
-
-    fn ask(&self, leases: &Leases, since: Instant, mut meanwhile: Meanwhile<'_>) -> Result<()> {
         for (name, lease) in &leases.held {
             match lease {
                 Lease::Own(held) => {
-                    if held.asked().is_none_or(|asked| asked < since) {
-                        held.confirm(std::mem::take(&mut meanwhile))?;
+                    if held.asked().is_none_or(|asked| asked.elapsed() > NEWS) {
+                        held.confirm()?;
                     }
-                    meanwhile.run();
                     held.check(MARGIN.min(self.ttl / 4))
                         .map_err(Error::LeaseLost)?;
                 }
                 Lease::Adopted(holder) => {
-                    meanwhile.run();
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {
                         return Err(Error::LeaseLost(format!(

@@ -331,6 +331,10 @@ impl Candidate {
         renameat_with(&*self.dir, &self.name, &*self.target_dir, target, flags)
     }
 
+    fn rename_in_place(&self, to: &OsStr) -> std::result::Result<(), Errno> {
+        renameat_with(&*self.dir, &self.name, &*self.dir, to, RenameFlags::empty())
+    }
+
     /// Makes the names durable.
     pub fn sync_dirs(&self) -> Result<()> {
         self.try_sync_dirs().in_step("fsync the directory")
@@ -386,11 +390,22 @@ impl Published {
         self.candidate.sync_dirs()
     }
 
-    /// The old generation, which lies under the candidate's old name, goes.
-    /// Gives it to be removed where nobody asks for its name; a brought file's is the caller's.
+    /// The old generation, which lies under the candidate's old name, goes: it is given to be removed
+    /// where nobody waits for that. The name of a file that was brought is free at once.
     pub fn settle(mut self) -> Option<Candidate> {
-        self.candidate.temporary = self.back == Some(RenameFlags::EXCHANGE);
-        self.temporary.then_some(self.candidate)
+        if self.back != Some(RenameFlags::EXCHANGE) {
+            return None;
+        }
+        let brought = !std::mem::replace(&mut self.candidate.temporary, true);
+        let hidden = OsString::from(temporary_name());
+        if brought {
+            self.candidate
+                .rename_in_place(&hidden)
+                .inspect_err(|errno| warn!(%errno, name = ?self.candidate.name, "removed at once"))
+                .ok()?;
+            self.candidate.name = hidden;
+        }
+        Some(self.candidate)
     }
 
     /// The old generation comes back; what was published takes its old name again. Where that fails,

@@ -102,7 +102,7 @@ impl Nodb {
         }
         self.locked(&[controller], asking, |leases| {
             let away = Place::new(&place.dir, OsStr::new(&temporary_name()));
-            self.rename_fenced((leases, asking), place, &away, RenameFlags::NOREPLACE)?;
+            self.rename_fenced(leases, place, &away, RenameFlags::NOREPLACE)?;
             let reached = step::at(Step::RemoveUnlinked).map_err(Error::from);
             left_behind(&away, reached.and_then(|()| self.plain.unlink(&away)));
             self.vanished(controller)
@@ -148,7 +148,7 @@ impl Nodb {
         let concerned = self.concerned([from, to]);
         let concerned: Vec<_> = concerned.iter().collect();
         self.locked(&concerned, asking, |leases| {
-            self.rename_fenced((leases, asking), from, to, flags)?;
+            self.rename_fenced(leases, from, to, flags)?;
             self.departed(from, to);
             concerned
                 .iter()
@@ -165,14 +165,14 @@ impl Nodb {
     /// a daemon that was stopped in between takes back what it should not have moved.
     fn rename_fenced(
         &self,
-        (leases, asking): (&Leases, Asking),
+        leases: &Leases,
         from: &Place,
         to: &Place,
         flags: RenameFlags,
     ) -> Result<()> {
         let look = |place| self.plain.stat_now(place).ok().map(|attr| attr.stamp());
         let before = [look(from), look(to)];
-        self.locker.check(leases, asking.since, &mut || {})?;
+        self.locker.check(leases)?;
         let asked = flags.contains(RenameFlags::EXCHANGE);
         let (how, back) = match before[1] {
             None => (RenameFlags::NOREPLACE, RenameFlags::NOREPLACE),
@@ -317,7 +317,7 @@ impl Nodb {
                 self.make_fit(leases, from, to, asking)?,
                 self.make_fit(leases, to, from, asking)?,
             ];
-            self.rename_fenced((leases, asking), from, to, RenameFlags::EXCHANGE)?;
+            self.rename_fenced(leases, from, to, RenameFlags::EXCHANGE)?;
             let mut arrived = fit.iter().flatten();
             if let Err(error) = arrived.try_for_each(Candidate::sync_dirs) {
                 self.plain.rename(to, from, RenameFlags::EXCHANGE)?;

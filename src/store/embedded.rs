@@ -128,11 +128,7 @@ impl Locks for Embedded {
         }))
     }
 
-    fn renew_while(
-        &self,
-        lease: &Lease,
-        _meanwhile: Meanwhile<'_>,
-    ) -> Result<Option<Lease>, StoreError> {
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
         let mut locks = self.locks(&lease.name);
         let Some(stored) = locks
             .get_mut(&lease.name)

@@ -230,7 +230,7 @@ impl Held {
         if lease.remaining() >= min_remaining {
             return Ok(());
         }
-        let renewed = self.renew(&lease, Meanwhile::default());
+        let renewed = self.renew(&lease);
         let remaining = self.lease()?.remaining();
         match renewed {
             _ if remaining >= min_remaining => Ok(()),
@@ -246,9 +246,8 @@ impl Held {
     ///
     /// # Errors
     /// The store cannot be asked.
-    pub fn confirm(&self, meanwhile: Meanwhile<'_>) -> std::result::Result<(), StoreError> {
-        self.lease()
-            .map_or(Ok(()), |lease| self.renew(&lease, meanwhile))
+    pub fn confirm(&self) -> std::result::Result<(), StoreError> {
+        self.lease().map_or(Ok(()), |lease| self.renew(&lease))
     }
 
     /// When the store was asked last with success; `None`: the lock is not ours any more.
@@ -305,12 +304,8 @@ impl Held {
         }
     }
 
-    fn renew(
-        &self,
-        lease: &Lease,
-        meanwhile: Meanwhile<'_>,
-    ) -> std::result::Result<(), StoreError> {
-        let renewed = self.store.renew_while(lease, meanwhile)?;
+    fn renew(&self, lease: &Lease) -> std::result::Result<(), StoreError> {
+        let renewed = self.store.renew(lease)?;
         let mut state = self.state();
         // it may have been released meanwhile, or renewed by another thread
         if let State::Held(current) = &mut *state {
@@ -469,7 +464,7 @@ impl Held {
     /// One renewal in the background. When the next is due, if there is to be one.
     fn renew_now(&self) -> Option<Instant> {
         let lease = self.lease().ok()?;
-        match self.renew(&lease, Meanwhile::default()) {
+        match self.renew(&lease) {
             Ok(()) => self.lease().ok().map(|lease| lease.renewal_due()),
             Err(error) => {
                 warn!(lock = self.name.key(), %error, "the lock could not be renewed");

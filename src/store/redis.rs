@@ -203,14 +203,10 @@ impl Locks for Redis {
         })
     }
 
-    fn renew_while(
-        &self,
-        lease: &Lease,
-        meanwhile: Meanwhile<'_>,
-    ) -> Result<Option<Lease>, StoreError> {
+    fn renew(&self, lease: &Lease) -> Result<Option<Lease>, StoreError> {
         let value = payload::renewed(&lease.value, lease.ttl);
         let deadline = Instant::now() + lease.ttl;
-        let ours: bool = self.locks.call_while("renew lock", meanwhile, |redis| {
+        let ours: bool = self.locks.call("renew lock", |redis| {
             let mut script = RENEW.key(lease.name.key());
             script
                 .arg(&lease.value)
