@@ -117,9 +117,9 @@ impl Fs {
     }
 
     fn plain_entry(&self, name: &OsStr, inode: &Inode, attr: Attr) -> Entry {
-        // the kernel takes what it knows of a dump's name along to the controller's
-        let ttl = if is_dump(name) {
-            Duration::ZERO
+        // a symlink may become a regular file, and the kernel takes what it knows of a dump's name along
+        let ttl = if is_controller(name) || is_dump(name) {
+            self.nodb.settled_name_ttl()
         } else {
             PLAIN_TTL
         };

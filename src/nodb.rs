@@ -137,6 +137,11 @@ impl Nodb {
         }
     }
 
+    /// As [`Nodb::name_ttl`], for what nobody can be writing.
+    pub fn settled_name_ttl(&self) -> Duration {
+        self.settings.name_ttl
+    }
+
     /// A directory is about to be renamed; to be told when it was. `None`: no directory.
     pub fn before_move(&self, place: &Place) -> Option<(Arc<Inode>, PathBuf)> {
         let dir = self.plain.inodes.known_at(place)?;

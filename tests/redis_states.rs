@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bad_servers::{Deaf, Loading};
 use common::redis::RedisServer;
+use nodbfs::nodb::lock::NEWS;
 use site::{PATIENCE, STRANGER, Site, call, document, eventually, listing, lock_key, save, within};
 
 /// Locks that a request took whose answer was lost end soon.
@@ -423,6 +424,8 @@ fn redis_flushed_while_a_lease_is_held() {
         if taken {
             site.redis.cmd(&["SET", &lock_key("wepp.nodb"), STRANGER]);
         }
+        // the daemon does not believe what Redis said before
+        thread::sleep(2 * NEWS);
         let new = document("wepp.nodb", 1);
         let text = new.clone();
         let said = call("a commit", move || {

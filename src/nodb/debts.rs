@@ -50,6 +50,15 @@ impl Debts {
         if let Err(error) = self.write(&keys) {
             error!(?keys, %error, "a debt to the cache could not be written down; kept in memory");
             self.unwritten.lock().extend(keys);
+            // nothing else remembers it, and the store may be back already
+            self.pay_unwritten();
+        }
+    }
+
+    fn pay_unwritten(&self) {
+        let unwritten = std::mem::take(&mut *self.unwritten.lock());
+        if !unwritten.is_empty() && self.store.delete(&unwritten).is_err() {
+            self.unwritten.lock().extend(unwritten);
         }
     }
 
@@ -79,10 +88,7 @@ impl Debts {
 
     /// Pays what can be paid; also what an earlier daemon left.
     pub fn pay(&self) {
-        let unwritten = std::mem::take(&mut *self.unwritten.lock());
-        if !unwritten.is_empty() && self.store.delete(&unwritten).is_err() {
-            self.unwritten.lock().extend(unwritten);
-        }
+        self.pay_unwritten();
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
         };

@@ -19,9 +19,9 @@ use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store
 /// on a healthy disk; the publication is fenced for the others.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// For so long the store's word that a lock is ours is believed, unless its TTL is over: somebody may
-/// take it away by force. The publication is fenced for what happens in between.
-const NEWS: Duration = Duration::from_millis(20);
+/// For so long the store's word that a lock is ours needs no repetition, though somebody may take it away
+/// by force at any time: the publication is fenced for what happens after the word.
+pub const NEWS: Duration = Duration::from_millis(5);
 
 /// The right to publish a controller.
 #[derive(Debug)]

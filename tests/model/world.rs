@@ -4,7 +4,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread;
 
+use nodbfs::nodb::lock::NEWS;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -197,6 +199,8 @@ impl World {
                 eventually("a lock runs out", || {
                     self.redis.text(&["GET", &key]).is_none()
                 });
+                // nobody believes what Redis said of it before
+                thread::sleep(2 * NEWS);
                 Answer::Done
             }
             Op::Crash { host } => self.crash(host),
