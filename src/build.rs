@@ -53,10 +53,10 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         max_payload: config.max_payload,
         cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
         state_dir: config.state_dir.clone(),
-        name_ttl: match store {
+        name_ttl: config.name_ttl.unwrap_or(match store {
             Chosen::Embedded(_) => PLAIN_TTL,
             Chosen::Redis(_) => Duration::ZERO,
-        },
+        }),
     };
     let nodb = Nodb::new(plain.clone(), store.into_store(), notices.clone(), settings)
         .context("cannot start a thread")?;

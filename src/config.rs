@@ -49,6 +49,8 @@ pub struct Config {
     pub max_hold: Duration,
     /// How long a lock lasts that is not renewed.
     pub lease_ttl: Duration,
+    /// How long the kernel may believe where a controller's name leads; `None`: as the store allows.
+    pub name_ttl: Option<Duration>,
     /// Largest document, in bytes.
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes; zero: none.
@@ -131,6 +133,7 @@ impl Config {
             foreground,
             lease_ttl: args.lease_ttl.or(options.lease_ttl).unwrap_or(LEASE_TTL),
             max_hold: args.max_hold.or(options.max_hold).unwrap_or(MAX_HOLD),
+            name_ttl: args.name_ttl.or(options.name_ttl),
             lock_wait: args.lock_wait.or(options.lock_wait).unwrap_or(LOCK_WAIT),
             max_payload,
             cache_size: args.cache_size.or(options.cache_size).unwrap_or(CACHE_SIZE),

@@ -386,7 +386,25 @@ fn a_stopped_daemon_hides_no_commit_from_a_neighbour_on_its_mount() {
     assert_eq!((&now["_ours"], &now["_theirs"]), (&json!(2), &json!(1)));
 }
 
-/// As above: while a rename waits for its lock, the kernel holds the directory, and takes no notices about it.
+/// Where no NoDb process works, the kernel may remember: `stat` may be late then, an open never is.
+#[test]
+fn with_a_name_ttl_stat_may_be_late_and_an_open_never_is() {
+    let run = Run::with_args(Kind::Redis, &["--name-ttl", "1h"]);
+    let (at, disk) = (run.at(NAME), run.on_disk(NAME));
+    let before = fs::metadata(&at).unwrap().len();
+    let draft = run.on_disk("draft");
+    let new = String::from_utf8(fs::read(&disk).unwrap()).unwrap() + "  ";
+    fs::write(&draft, &new).unwrap();
+    fs::rename(&draft, &disk).unwrap();
+    assert_eq!(fs::metadata(&at).unwrap().len(), before);
+    assert_eq!(fs::read_to_string(&at).unwrap(), new);
+    assert_eq!(fs::metadata(&at).unwrap().len(), before + 2);
+    // what goes through the mount shows at once
+    fs::write(&at, new.clone() + " ").unwrap();
+    assert_eq!(fs::metadata(&at).unwrap().len(), before + 3);
+}
+
+/// While a rename waits for its lock, the kernel holds the directory, and takes no notices about it.
 #[test]
 fn a_rename_that_waits_hides_no_commit_from_a_neighbour_on_the_mount() {
     let run = Run::with_args(Kind::Redis, &["--lock-wait", "3s"]);

@@ -186,11 +186,12 @@ impl Bench {
     }
 
     /// One more mount of the source with Redis, which, unlike the embedded one, may have several.
-    pub fn again(&self) -> Result<Daemon> {
+    pub fn again(&self, options: &[&str]) -> Result<Daemon> {
+        let options = options.iter().map(|&option| option.to_owned());
         Daemon::nodbfs(
             &self.shared,
             self.shared.with_file_name("mnt-again"),
-            &self.with_redis,
+            &options.chain(self.with_redis.clone()).collect::<Vec<_>>(),
         )
     }
 }

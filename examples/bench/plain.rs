@@ -38,7 +38,7 @@ pub fn run(rounds: &Rounds, bench: &Bench) -> Result<()> {
     };
     let cold = vec![
         Subject::new("native", || list(&bench.shared)),
-        Subject::new("redis", || list(bench.again()?.path())),
+        Subject::new("redis", || list(bench.again(&[])?.path())),
     ];
     let title = "ls -l of 5,000 files, right after mounting";
     rounds.compare(title, cold, &[Ratio::new(1, 0)])?;

@@ -10,12 +10,14 @@ use crate::rounds::{Ratio, Rounds, Subject, timed};
 use crate::{Bench, CONTROLLER, SIZE};
 
 pub fn run(rounds: &Rounds, bench: &Bench) -> Result<()> {
+    let remembering = bench.again(&["--name-ttl", "1s"])?;
     let paths = [
         ("bare", bench.bare.path()),
         ("embedded", bench.embedded.path()),
         ("redis", bench.redis.path()),
         ("native", &bench.source),
         ("bare twin", bench.twin.path()),
+        ("redis, --name-ttl 1s", remembering.path()),
     ];
     let paths = paths.map(|(name, dir)| (name, dir.join(CONTROLLER)));
     let subjects = |times: u32, op: fn(&Path) -> Result<()>| {
@@ -25,13 +27,14 @@ pub fn run(rounds: &Rounds, bench: &Bench) -> Result<()> {
         };
         paths.iter().map(subject).collect::<Vec<_>>()
     };
-    let (bare, embedded, redis, native, twin) = (0, 1, 2, 3, 4);
+    let (bare, embedded, redis, native, twin, remembering) = (0, 1, 2, 3, 4, 5);
     rounds.compare(
         "a hot controller of 20 kB: open, read, close",
         subjects(2000, read),
         &[
             Ratio::new(embedded, bare).goal(1.3),
             Ratio::new(redis, bare).goal(1.3),
+            Ratio::new(remembering, bare).goal(1.3),
             Ratio::new(twin, bare),
             Ratio::new(bare, native),
             Ratio::new(embedded, native),

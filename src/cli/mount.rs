@@ -44,6 +44,11 @@ pub struct MountArgs {
     /// How long a writer that does not close may hold a lock; then its commit fails [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub max_hold: Option<Duration>,
+    /// How long the kernel may go on believing which file a controller's name leads to, and what stat says of
+    /// it, after a change beside the mount; opens are never late. Not for mounts on which NoDb processes
+    /// work: they overwrite what stat did not show them [default: 0s, with the embedded store 1s]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub name_ttl: Option<Duration>,
     /// Largest document that is accepted [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub max_payload: Option<u64>,

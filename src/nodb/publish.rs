@@ -429,6 +429,9 @@ impl Published {
         } = &self.candidate;
         let back = self.back.ok_or(Errno::OPNOTSUPP)?;
         step::at(Step::Undo)?;
+        if back == RenameFlags::EXCHANGE {
+            return self.candidate.take_back(&self.target);
+        }
         renameat_with(&**target_dir, &self.target, &**dir, name, back)?;
         if Attr::of_name(&**dir, name).is_ok_and(|out| out.stamp() != self.attr.stamp()) {
             // a neighbour has replaced it meanwhile, and its generation stands
