@@ -3,10 +3,15 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc::sync_channel;
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// How long a caller's host name is waited for; then the caller is as good as out of sight.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The process of the thread `tid`, as the daemon sees it. `None`: gone, or out of sight.
 pub fn process_of(tid: u32) -> Option<u32> {
@@ -62,19 +67,25 @@ fn status_field(tid: u32, field: &str) -> Option<String> {
         .map(|value| value.trim().to_owned())
 }
 
+/// In a thread of its own, which may enter the caller's namespace and need not come back. The kernel does
+/// not say it of a process in the middle of `execve`, and closing descriptors, which waits for the daemon,
+/// is a part of that.
 fn hostname_of(tid: u32) -> Option<String> {
+    let (said, answer) = sync_channel(1);
+    let ask = move || drop(said.send(visit(tid)));
+    let thread = thread::Builder::new().name("nodbfs-caller".to_owned());
+    thread.spawn(ask).ok()?;
+    answer.recv_timeout(PATIENCE).ok()?
+}
+
+fn visit(tid: u32) -> Option<String> {
     let theirs = format!("/proc/{tid}/ns/uts");
-    if fs::metadata("/proc/self/ns/uts").ok()?.ino() == fs::metadata(&theirs).ok()?.ino() {
-        return Some(own_hostname());
-    }
-    let namespace = fs::File::open(theirs).ok()?;
-    // a thread of its own: the move cannot be undone without a way back that might fail
-    let visit = thread::spawn(move || {
+    if fs::metadata("/proc/self/ns/uts").ok()?.ino() != fs::metadata(&theirs).ok()?.ino() {
+        let namespace = fs::File::open(theirs).ok()?;
         let kind = LinkNameSpaceType::HostNameAndNISDomainName;
         move_into_link_name_space(rustix::fd::AsFd::as_fd(&namespace), Some(kind)).ok()?;
-        Some(own_hostname())
-    });
-    visit.join().ok()?
+    }
+    Some(own_hostname())
 }
 
 #[cfg(test)]

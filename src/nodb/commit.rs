@@ -247,7 +247,8 @@ impl Nodb {
                     false => Err(Error::RoundTrip),
                 };
             }
-            if published.is_replaced()? {
+            // as does who writes into it in place
+            if attr.ident == published.attr().ident || published.is_replaced()? {
                 return Ok(published.attr());
             }
             // another daemon has published over it in vain, and brings it back
