@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::statfs;
 
+use crate::redis_server::without_settings;
+
 /// `statfs` says this of a FUSE mount.
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// Long enough for a loaded machine; only a failure waits for so long.
@@ -49,18 +51,7 @@ impl Daemon {
             .arg(state.join("log"))
             .args(options)
             .args([source, &mountpoint]);
-        // the machine's own settings must not reach into a measurement (PROTOCOL.md 2)
-        for name in [
-            "NODBFS_LOG",
-            "REDIS_URL",
-            "RQ_REDIS_URL",
-            "REDIS_HOST",
-            "REDIS_PORT",
-            "REDIS_PASSWORD",
-            "REDIS_PASSWORD_FILE",
-        ] {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         // a mount answers a little before its daemon is done with mounting
         let dir = tempfile::tempdir()?;
         let socket = dir.path().join("notify");

@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use rustix::fs::statfs;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::redis_server::without_settings;
+
 /// `statfs` says this of a FUSE mount.
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// Long enough for a loaded machine; only a failure waits for so long.
@@ -64,18 +66,7 @@ impl Host {
             .arg(self.log())
             .args(&self.options)
             .args([&self.source, &self.mount]);
-        // the machine's own settings must not reach in here (PROTOCOL.md 2)
-        for name in [
-            "NODBFS_LOG",
-            "REDIS_URL",
-            "RQ_REDIS_URL",
-            "REDIS_HOST",
-            "REDIS_PORT",
-            "REDIS_PASSWORD",
-            "REDIS_PASSWORD_FILE",
-        ] {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         // a ^C is for this program, which then unmounts in order
         command.process_group(0).stdin(Stdio::null()).stderr(log);
         let mut child = command.spawn().context("no nodbfs: cargo build first")?;

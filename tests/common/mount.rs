@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::redis::without_settings;
+
 /// `statfs` says this of a FUSE mount.
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// Long enough for a loaded machine; only a failure waits for so long.
@@ -164,18 +166,7 @@ impl Builder {
             .args(&self.args)
             .arg(&self.source)
             .arg(&mountpoint);
-        // the machine's own settings must not reach into a test (PROTOCOL.md 2)
-        for name in [
-            "NODBFS_LOG",
-            "REDIS_URL",
-            "RQ_REDIS_URL",
-            "REDIS_HOST",
-            "REDIS_PORT",
-            "REDIS_PASSWORD",
-            "REDIS_PASSWORD_FILE",
-        ] {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         let child = command
             .env("FAILPOINTS", &self.failpoints)
             .stdin(Stdio::null())

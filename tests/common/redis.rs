@@ -14,6 +14,21 @@ use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisResult
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+/// Keeps the machine's own settings (PROTOCOL.md 2) from the daemon that `command` starts.
+pub fn without_settings(command: &mut Command) {
+    for name in [
+        "NODBFS_LOG",
+        "REDIS_URL",
+        "RQ_REDIS_URL",
+        "REDIS_HOST",
+        "REDIS_PORT",
+        "REDIS_PASSWORD",
+        "REDIS_PASSWORD_FILE",
+    ] {
+        command.env_remove(name);
+    }
+}
+
 pub struct RedisServer {
     directory: TempDir,
     port: u16,
