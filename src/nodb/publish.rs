@@ -396,9 +396,9 @@ impl Published {
         if self.back != Some(RenameFlags::EXCHANGE) {
             return None;
         }
-        let brought = !std::mem::replace(&mut self.candidate.temporary, true);
-        let hidden = OsString::from(temporary_name());
-        if brought {
+        self.candidate.temporary = true;
+        if !self.temporary {
+            let hidden = OsString::from(temporary_name());
             self.candidate
                 .rename_in_place(&hidden)
                 .inspect_err(|errno| warn!(%errno, name = ?self.candidate.name, "removed at once"))
