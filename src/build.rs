@@ -12,9 +12,9 @@ use rustix::process::{Resource, getrlimit};
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::fs::Fs;
 use crate::fs::inode::Inodes;
 use crate::fs::plain::Plain;
-use crate::fs::{Fs, PLAIN_TTL};
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
 use crate::mount::{Built, Source};
@@ -54,13 +54,13 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
         state_dir: config.state_dir.clone(),
         name_ttl: config.name_ttl.unwrap_or(match store {
-            Chosen::Embedded(_) => PLAIN_TTL,
+            Chosen::Embedded(_) => config.plain_ttl,
             Chosen::Redis(_) => Duration::ZERO,
         }),
     };
     let nodb = Nodb::new(plain.clone(), store.into_store(), notices.clone(), settings)
         .context("cannot start a thread")?;
-    let fs = Arc::new(Fs::new(plain, nodb));
+    let fs = Arc::new(Fs::new(plain, nodb, config.plain_ttl));
     let tidied = Arc::downgrade(&fs);
     thread::Builder::new()
         .name("nodbfs-tidy".to_owned())

@@ -165,7 +165,10 @@ impl Filesystem for Adapter {
                 reply::entry(reply, fs.lookup(parent.0, &name, caller))
             });
         }
-        reply::entry(reply, self.fs.lookup(parent.0, name, caller));
+        match self.fs.lookup(parent.0, name, caller) {
+            Err(Error::Source(Errno::NOENT)) => reply::missing(reply, self.fs.missing_ttl(name)),
+            answer => reply::entry(reply, answer),
+        }
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {

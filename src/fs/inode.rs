@@ -15,6 +15,8 @@ use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat, readlinkat};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
+use crate::fs::local::is_local;
+use crate::fs::pages::Pages;
 use crate::node::Node;
 
 /// The kernel's number of the mount's root.
@@ -61,6 +63,7 @@ pub struct Inode {
     nameless: Mutex<Option<Arc<OwnedFd>>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
     listed: Mutex<i128>,
+    pub pages: Pages,
 }
 
 impl Inode {
@@ -125,6 +128,8 @@ pub struct Inodes {
     /// Whether the source lies on NFS: unlinked files that are in use stay in their directories, and
     /// names are answered from memory.
     pub nfs: bool,
+    /// The device of the source, if that is a local file system.
+    local: Option<u64>,
     root: Arc<Inode>,
     root_fd: Arc<OwnedFd>,
     table: Mutex<Table>,
@@ -152,6 +157,7 @@ impl Inodes {
     pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
         let attr = Attr::of_fd(&root_fd)?;
         let nfs = fstatfs(&root_fd)?.f_type == NFS;
+        let local = is_local(&root_fd).then_some(attr.ident.dev);
         let root = Arc::new(Inode {
             id: ROOT,
             ident: attr.ident,
@@ -159,6 +165,7 @@ impl Inodes {
             open: Mutex::default(),
             nameless: Mutex::default(),
             listed: Mutex::default(),
+            pages: Pages::default(),
         });
         let known = Known {
             node: Node::Plain(root.clone()),
@@ -166,6 +173,7 @@ impl Inodes {
         };
         Ok(Self {
             nfs,
+            local,
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
                 plain: HashMap::from([(root.ident, root.clone())]),
@@ -176,6 +184,11 @@ impl Inodes {
             root_fd: Arc::new(root_fd),
             descriptors: Mutex::new(LruCache::new(descriptors)),
         })
+    }
+
+    /// Whether the file lies where the source's root does, on a file system that is this host's alone.
+    pub fn is_local(&self, ident: &Ident) -> bool {
+        self.local == Some(ident.dev)
     }
 
     /// The node the kernel calls `id`. ESTALE: it has been forgotten.
@@ -207,6 +220,7 @@ impl Inodes {
                     open: Mutex::default(),
                     nameless: Mutex::default(),
                     listed: Mutex::default(),
+                    pages: Pages::default(),
                 });
                 table.plain.insert(attr.ident, inode.clone());
                 inode
@@ -310,6 +324,30 @@ impl Inodes {
             }
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Opens a file to read it, by the name it was found by last. `None`: it has none any more. ESTALE: the name leads
+    /// elsewhere, the kernel is to look again.
+    pub fn open_by_name(&self, inode: &Inode, flags: OFlags) -> Result<Option<(Attr, OwnedFd)>> {
+        let Some(place) = inode.places().into_iter().next() else {
+            return Ok(None);
+        };
+        // what has come to that name may be a pipe
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        match openat(&*self.fd(&place.dir)?, &place.name, flags, Mode::empty()) {
+            Ok(fd) => {
+                let attr = Attr::of_fd(&fd)?;
+                if attr.ident == inode.ident {
+                    return Ok(Some((attr, fd)));
+                }
+            }
+            // a symlink or a socket has come there, or nothing
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        // by a descriptor the file can still be asked for, as `/proc/self/fd` does
+        self.removed(inode, &place, self.fd(inode).ok());
+        Err(Errno::STALE.into())
     }
 
     /// The lower file at this inode became a controller's generation: lookups give that from now
