@@ -18,6 +18,7 @@ pub mod rejected;
 pub mod roads;
 pub mod seal;
 pub mod staging;
+mod told;
 pub mod writer;
 
 use std::ffi::OsStr;
@@ -35,6 +36,7 @@ use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::step::{self, Step};
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 use controller::{Controller, Controllers};
 use debts::Debts;
 use generation::Payloads;
@@ -83,6 +85,7 @@ pub struct Nodb {
     kernel: Arc<dyn Kernel>,
     settings: Settings,
     pub controllers: Arc<Controllers>,
+    pub telemetry: Arc<Telemetry>,
     payloads: Payloads,
     locker: Locker,
     rejected: Rejected,
@@ -103,16 +106,23 @@ impl Nodb {
         settings: Settings,
     ) -> io::Result<Self> {
         let controllers = Arc::<Controllers>::default();
+        let telemetry = Arc::<Telemetry>::default();
         Ok(Self {
             plain,
             kernel,
             controllers,
             payloads: Payloads::new(settings.cache_size),
-            locker: Locker::new(store.clone(), settings.lock_wait, settings.lease_ttl)?,
+            locker: Locker::new(
+                store.clone(),
+                telemetry.clone(),
+                settings.lock_wait,
+                settings.lease_ttl,
+            )?,
             rejected: Rejected::new(&settings.state_dir, Bounds::default()),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),
             reaper: Reaper::start()?,
+            telemetry,
             store,
             settings,
         })

@@ -71,6 +71,23 @@ impl LockName {
     pub fn key(&self) -> String {
         format!("nodb-lock:{}:{}", self.runid, self.relpath)
     }
+
+    /// The controller: the file's name without its ending.
+    pub fn controller(&self) -> &str {
+        let name = self.relpath.rsplit('/').next().unwrap_or_default();
+        name.strip_suffix(".nodb").unwrap_or(name)
+    }
+
+    /// The controller's status channel, `<runid>:<controller>`, or the omni controller's for its child
+    /// runs.
+    pub fn channel(&self) -> String {
+        let dir = self.relpath.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let controller = match dir.starts_with("_pups/omni/") {
+            true => "omni",
+            false => self.controller(),
+        };
+        format!("{}:{controller}", self.runid)
+    }
 }
 
 /// What a lock's stored value says (PROTOCOL.md 2 and 4). A value that is not JSON is a bare token.

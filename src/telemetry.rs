@@ -1,123 +1,71 @@
-//! The daemon's log: how much, and where. Counters and the virtual logs are kept elsewhere.
+//! What is told of what happens (promise 11): every [`event`] is counted, written into its
+//! controller's [`journal`], which `x.nodb.log` shows, and into the daemon's log, whose [`output`] is
+//! chosen at the start. How loud a run is to be is a [`level`] in the store.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IsTerminal};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::Mutex;
+pub mod event;
+pub mod journal;
+pub mod level;
+pub mod line;
+pub mod output;
 
-use anyhow::{Context, Result};
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::util::SubscriberInitExt;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::config::{Log, LogTo};
-use crate::hint::Hinted;
+use parking_lot::Mutex;
+use tracing::{debug, error, info, warn};
 
-/// Starts logging. Lines carry UTC time stamps.
+use crate::store::LockName;
+use event::Event;
+use journal::Journals;
+use level::Level;
+
+/// The telemetry of a mount.
 ///
-/// # Errors
-/// A log file that was asked for cannot be opened.
-pub fn init(log: &Log) -> Result<()> {
-    let (writer, ansi) = match &log.to {
-        LogTo::Stderr => (
-            fmt::writer::BoxMakeWriter::new(io::stderr),
-            io::stderr().is_terminal(),
-        ),
-        to => (
-            fmt::writer::BoxMakeWriter::new(Mutex::new(open(to)?)),
-            false,
-        ),
-    };
-    let lines = fmt::layer()
-        .with_writer(writer)
-        .with_ansi(ansi)
-        .with_target(false);
-    tracing_subscriber::registry()
-        .with(lines.with_filter(levels(log.level)))
-        .init();
-    Ok(())
+/// Lock order: each is taken alone.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    journals: Journals,
+    /// The levels of runs that have one.
+    levels: Mutex<HashMap<String, Level>>,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-/// Opens the log file for appending, its directory made as needed; `/dev/null` if a log of the
-/// daemon's own cannot be had.
-pub fn open(to: &LogTo) -> Result<File> {
-    let file = match to {
-        LogTo::Stderr => null(),
-        LogTo::OwnFile(path) => append(path).or_else(|_| null()),
-        LogTo::File(path) => append(path),
-    };
-    file.with_context(|| {
-        let path = if let LogTo::File(path) = to {
-            path
-        } else {
-            Path::new("/dev/null")
-        };
-        Hinted::failure(
-            format!("cannot open the log file {}", path.display()),
-            "name another one with --log-file PATH",
-        )
-    })
-}
-
-/// Paths and reasons in a log are the owner's business only.
-fn append(path: &Path) -> io::Result<File> {
-    if let Some(directory) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-    }
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-}
-
-fn null() -> io::Result<File> {
-    OpenOptions::new().append(true).open("/dev/null")
-}
-
-/// fuser tells every request at debug level, and each mount and unmount at info; its debug lines
-/// are for `trace` only.
-fn levels(level: LevelFilter) -> Targets {
-    let fuser = match level {
-        LevelFilter::TRACE => LevelFilter::DEBUG,
-        level => level.min(LevelFilter::WARN),
-    };
-    Targets::new()
-        .with_default(level)
-        .with_target("fuser", fuser)
-}
-
-#[cfg(test)]
-mod tests {
-    use tracing::Level;
-
-    use super::*;
-
-    #[test]
-    fn fuser_is_quiet_below_trace() {
-        assert!(!levels(LevelFilter::DEBUG).would_enable("fuser::session", &Level::INFO));
-        assert!(levels(LevelFilter::DEBUG).would_enable("nodbfs::mount", &Level::DEBUG));
-        assert!(levels(LevelFilter::DEBUG).would_enable("fuser::session", &Level::WARN));
-        assert!(levels(LevelFilter::TRACE).would_enable("fuser::session", &Level::DEBUG));
-        assert!(!levels(LevelFilter::ERROR).would_enable("fuser::session", &Level::WARN));
+impl Telemetry {
+    /// Something happened to a controller. Takes some microseconds and waits for nothing.
+    pub fn note(&self, of: &LockName, event: &Event<'_>) {
+        *self.counts.lock().entry(event.kind()).or_default() += 1;
+        let level = event.level();
+        if level < self.level(&of.runid) {
+            return;
+        }
+        let message = event.to_string();
+        tell(of, event, &message);
+        self.journals.add(of, line::line(of, level, &message));
     }
 
-    #[test]
-    fn only_a_file_that_was_asked_for_must_open() {
-        let scratch = tempfile::tempdir().unwrap();
-        let blocked = scratch.path().join("file");
-        File::create(&blocked).unwrap();
-        let path = blocked.join("x.log");
-        assert!(open(&LogTo::OwnFile(path.clone())).is_ok());
-        assert!(open(&LogTo::File(path)).is_err());
-        let good = scratch.path().join("new/x.log");
-        open(&LogTo::File(good.clone())).unwrap();
-        assert!(good.exists());
+    /// How often each kind of event has happened.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.counts.lock().clone()
+    }
+
+    /// What happened to whom.
+    pub fn journals(&self) -> &Journals {
+        &self.journals
+    }
+
+    /// From how loud on a run's events are written.
+    pub fn level(&self, runid: &str) -> Level {
+        self.levels.lock().get(runid).copied().unwrap_or_default()
+    }
+}
+
+/// Writes an event into the daemon's log, where a lock and a cache entry are everyday.
+fn tell(of: &LockName, event: &Event<'_>, message: &str) {
+    let (runid, controller) = (&of.runid, &of.relpath);
+    match event.level() {
+        Level::Debug => debug!(runid, controller, "{message}"),
+        Level::Info if event.is_everyday() => debug!(runid, controller, "{message}"),
+        Level::Info => info!(runid, controller, "{message}"),
+        Level::Warning => warn!(runid, controller, "{message}"),
+        Level::Error | Level::Critical => error!(runid, controller, "{message}"),
     }
 }

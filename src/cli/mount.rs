@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::units;
 use crate::config::Config;
 use crate::mount::{Built, Source, background};
-use crate::telemetry;
+use crate::telemetry::output;
 
 /// Mount SOURCE at MOUNTPOINT
 ///
@@ -109,7 +109,7 @@ where
 {
     let config = Config::resolve(args)?;
     if config.foreground {
-        telemetry::init(&config.log)?;
+        output::init(&config.log)?;
         crate::mount::run(&config, build, None)?;
         Ok(ExitCode::SUCCESS)
     } else if background::is_daemon() {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::LazyLock;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
@@ -44,12 +45,24 @@ pub fn is_interrupted(tid: u32) -> bool {
     pending != 0 && pending & !mask("SigBlk:") & !mask("SigIgn:") != 0
 }
 
+/// The name of the program that the process `pid` runs, as `ps` shows it.
+pub fn command_of(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&comm).trim_end().to_owned())
+}
+
 /// `<hostname>:<pid>` of the daemon itself.
 pub fn own_owner() -> String {
     format!("{}:{}", own_hostname(), std::process::id())
 }
 
-fn own_hostname() -> String {
+/// The daemon's own host, as it was named when first asked for.
+pub fn own_hostname() -> &'static str {
+    static OWN: LazyLock<String> = LazyLock::new(hostname);
+    &OWN
+}
+
+fn hostname() -> String {
     rustix::system::uname()
         .nodename()
         .to_string_lossy()
@@ -85,7 +98,7 @@ fn visit(tid: u32) -> Option<String> {
         let kind = LinkNameSpaceType::HostNameAndNISDomainName;
         move_into_link_name_space(rustix::fd::AsFd::as_fd(&namespace), Some(kind)).ok()?;
     }
-    Some(own_hostname())
+    Some(hostname())
 }
 
 #[cfg(test)]

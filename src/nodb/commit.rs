@@ -93,8 +93,10 @@ impl Nodb {
         step::at(Step::Identify)?;
         self.writable(&job.controller.place)?;
         let identity = self.identify(Some(&document), &job.controller.place)?;
+        let name = lock_of(&identity);
+        job.controller.identified(name.clone());
         self.locker
-            .cover(leases, job.controller, &lock_of(&identity), job.asking)?;
+            .cover(leases, job.controller, &name, job.asking)?;
         self.check_base(job)?;
         let mut candidate = self.prepare(job, brought)?;
         candidate.sync()?;

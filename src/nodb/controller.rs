@@ -38,6 +38,8 @@ struct State {
     leases: Vec<Leased>,
     writers: Vec<Weak<Staging>>,
     last_error: Option<String>,
+    /// As the document said last.
+    name: Option<LockName>,
 }
 
 /// A lease that nodbfs took for a writer.
@@ -277,6 +279,16 @@ impl Controller {
             .iter()
             .filter(|leased| leased.since.elapsed() > limit);
         overdue.filter_map(|leased| leased.held.upgrade()).collect()
+    }
+
+    /// The name of its lock, if a document has said it.
+    pub fn name(&self) -> Option<LockName> {
+        self.state.lock().name.clone()
+    }
+
+    /// What its document says of it.
+    pub fn identified(&self, name: LockName) {
+        self.state.lock().name = Some(name);
     }
 
     /// The reason of the last refusal, in words.

@@ -14,6 +14,7 @@ use crate::nodb::controller::Controller;
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
+use crate::telemetry::Telemetry;
 
 /// How long a lease must be ours for sure when a publication begins. Longer than any publication
 /// on a healthy disk; the publication is fenced for the others.
@@ -74,6 +75,7 @@ impl Asking {
 pub struct Locker {
     store: Arc<dyn Store>,
     keeper: Keeper,
+    telemetry: Arc<Telemetry>,
     /// `<hostname>:<pid>` of the daemon.
     owner: String,
     wait: Duration,
@@ -91,10 +93,16 @@ impl fmt::Debug for Locker {
 
 impl Locker {
     /// `wait` is `--lock-wait`, `ttl` is `--lease-ttl`.
-    pub fn new(store: Arc<dyn Store>, wait: Duration, ttl: Duration) -> io::Result<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        telemetry: Arc<Telemetry>,
+        wait: Duration,
+        ttl: Duration,
+    ) -> io::Result<Self> {
         Ok(Self {
-            keeper: Keeper::start()?,
+            keeper: Keeper::telling(telemetry.clone())?,
             store,
+            telemetry,
             owner: caller::own_owner(),
             wait,
             ttl,

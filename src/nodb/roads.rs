@@ -31,7 +31,9 @@ impl Nodb {
     /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
     pub fn identity_now(&self, controller: &Controller) -> Result<Identity> {
         let loaded = self.load(controller)?;
-        self.identify(loaded.payload.document(), &controller.place)
+        let identity = self.identify(loaded.payload.document(), &controller.place)?;
+        controller.identified(lock_of(&identity));
+        Ok(identity)
     }
 
     /// Runs `change` under the locks of all `controllers` that exist.

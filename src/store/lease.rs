@@ -14,6 +14,8 @@ use super::waiting::Watch;
 use super::{Acquired, Committed, Lease, LockName, Meanwhile, Store, StoreError};
 use crate::error::{Error, Result};
 use crate::step::{self, Step};
+use crate::telemetry::Telemetry;
+use crate::telemetry::event::Event;
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -152,12 +154,18 @@ fn random() -> f64 {
 /// during a call to the store.
 pub struct Keeper {
     queue: Arc<Queue>,
+    telemetry: Arc<Telemetry>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
     /// Starts the thread, so it belongs after the fork of a daemon.
     pub fn start() -> std::io::Result<Self> {
+        Self::telling(Arc::default())
+    }
+
+    /// As [`Keeper::start`]; what becomes of the leases is noted.
+    pub fn telling(telemetry: Arc<Telemetry>) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let worked = queue.clone();
         let thread = thread::Builder::new()
@@ -165,6 +173,7 @@ impl Keeper {
             .spawn(move || worked.work())?;
         Ok(Self {
             queue,
+            telemetry,
             thread: Some(thread),
         })
     }
@@ -176,6 +185,7 @@ impl Keeper {
             name: lease.name.clone(),
             store,
             queue: Arc::downgrade(&self.queue),
+            telemetry: self.telemetry.clone(),
             state: Mutex::new(State::Held(lease)),
         });
         self.queue.push(due, Task::Renew(Arc::downgrade(&held)));
@@ -199,6 +209,7 @@ pub struct Held {
     name: LockName,
     store: Arc<dyn Store>,
     queue: Weak<Queue>,
+    telemetry: Arc<Telemetry>,
     state: Mutex<State>,
 }
 
@@ -313,12 +324,11 @@ impl Held {
                 Some(lease) if lease.deadline > current.deadline => *current = lease,
                 Some(_) => {}
                 None => {
-                    warn!(
-                        lock = self.name.key(),
-                        "the lock was lost: it expired or was taken away"
-                    );
-                    let why = "it expired or was taken away".to_owned();
-                    *state = State::Lost(lease.clone(), why);
+                    let why = "it expired or was taken away";
+                    *state = State::Lost(lease.clone(), why.to_owned());
+                    drop(state);
+                    self.telemetry
+                        .note(&self.name, &Event::LockLost { reason: why });
                 }
             }
         }
@@ -465,7 +475,12 @@ impl Held {
     fn renew_now(&self) -> Option<Instant> {
         let lease = self.lease().ok()?;
         match self.renew(&lease) {
-            Ok(()) => self.lease().ok().map(|lease| lease.renewal_due()),
+            Ok(()) => {
+                let lease = self.lease().ok()?;
+                let ttl = lease.ttl;
+                self.telemetry.note(&self.name, &Event::LockRenewed { ttl });
+                Some(lease.renewal_due())
+            }
             Err(error) => {
                 warn!(lock = self.name.key(), %error, "the lock could not be renewed");
                 Some(Instant::now() + AGAIN.min(lease.ttl / 3))
