@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use rustix::fs::fstatfs;
 use rustix::process::{Resource, getrlimit};
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::control::Context;
 use crate::fs::inode::Inodes;
 use crate::fs::plain::Plain;
 use crate::fs::{Fs, PLAIN_TTL};
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
-use crate::mount::{Built, Source};
+use crate::mount::{Built, ClaimedSource, Source};
 use crate::nodb::{Nodb, Settings};
 use crate::store::embedded::Embedded;
 use crate::store::redis::{self, Redis};
@@ -34,16 +35,55 @@ const OVERLAYFS: i64 = 0x794c_7630;
 /// # Errors
 /// The store cannot be reached or refuses, or the source is claimed by another daemon.
 pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
+    let root = source.try_clone().context("cannot open the source again")?;
+    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
+    let notices = Arc::new(Notices::default());
+    let Offline { fs, claimed } = controllers(config, source, notices.clone())?;
+    let tidied = Arc::downgrade(&fs);
+    thread::Builder::new()
+        .name("nodbfs-tidy".to_owned())
+        .spawn(move || {
+            while let Some(fs) = tidied.upgrade() {
+                fs.nodb().tidy();
+                drop(fs);
+                thread::sleep(TIDY);
+            }
+        })
+        .context("cannot start a thread")?;
+    let (from, at) = (config.source.clone(), config.mountpoint.clone());
+    let control = Context::new(&fs, from, Some(at), config.state_dir.clone());
+    let filesystem =
+        Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
+    Ok(Built {
+        filesystem,
+        connected: Box::new(move |kernel| notices.connect(kernel)),
+        control: Arc::new(control),
+    })
+}
+
+/// A source's files without a mount.
+pub struct Offline {
+    pub fs: Arc<Fs>,
+    claimed: Option<ClaimedSource>,
+}
+
+/// The files of `source` for this process alone, with the store that `config` describes.
+///
+/// # Errors
+/// As with [`build`].
+pub fn offline(config: &Config, source: Source) -> Result<Offline> {
+    controllers(config, source, Arc::new(Notices::default()))
+}
+
+fn controllers(config: &Config, source: Source, notices: Arc<Notices>) -> Result<Offline> {
     let store = store(config)?;
     let claimed = match store {
         Chosen::Embedded(_) => Some(source.claim()?),
         Chosen::Redis(_) => None,
     };
     let root = source.try_clone().context("cannot open the source again")?;
-    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
     let plain = Arc::new(Plain { inodes });
-    let notices = Arc::new(Notices::default());
     let settings = Settings {
         key_root: PathBuf::from(&config.key_root),
         source: config.source.clone(),
@@ -58,26 +98,10 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
             Chosen::Redis(_) => Duration::ZERO,
         }),
     };
-    let nodb = Nodb::new(plain.clone(), store.into_store(), notices.clone(), settings)
+    let nodb = Nodb::new(plain.clone(), store.into_store(), notices, settings)
         .context("cannot start a thread")?;
     let fs = Arc::new(Fs::new(plain, nodb));
-    let tidied = Arc::downgrade(&fs);
-    thread::Builder::new()
-        .name("nodbfs-tidy".to_owned())
-        .spawn(move || {
-            while let Some(fs) = tidied.upgrade() {
-                fs.nodb().tidy();
-                drop(fs);
-                thread::sleep(TIDY);
-            }
-        })
-        .context("cannot start a thread")?;
-    let filesystem =
-        Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
-    Ok(Built {
-        filesystem,
-        connected: Box::new(move |kernel| notices.connect(kernel)),
-    })
+    Ok(Offline { fs, claimed })
 }
 
 /// The store that the command line and the environment ask for.

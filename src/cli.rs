@@ -2,7 +2,10 @@
 
 pub mod mount;
 pub mod options;
+pub mod output;
 pub mod rejected;
+pub mod status;
+pub mod target;
 pub mod umount;
 pub mod units;
 
@@ -32,6 +35,7 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
     Rejected(rejected::RejectedArgs),
+    Status(status::StatusArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
     Guard {
@@ -51,6 +55,7 @@ where
         Command::Mount(args) => mount::run(*args, build),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

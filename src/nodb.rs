@@ -182,6 +182,11 @@ impl Nodb {
         }
     }
 
+    /// Where cache and locks live.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// The largest document, in bytes.
     pub fn max_payload(&self) -> u64 {
         self.settings.max_payload
