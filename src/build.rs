@@ -97,6 +97,7 @@ fn controllers(config: &Config, source: Source, notices: Arc<Notices>) -> Result
             Chosen::Embedded(_) => PLAIN_TTL,
             Chosen::Redis(_) => Duration::ZERO,
         }),
+        publish_events: config.publish_events,
     };
     let nodb = Nodb::new(plain.clone(), store.into_store(), notices, settings)
         .context("cannot start a thread")?;

@@ -55,6 +55,8 @@ pub struct Config {
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes; zero: none.
     pub cache_size: u64,
+    /// Whether nodbfs's own events are published on the status channels.
+    pub publish_events: bool,
     /// Refuse every change.
     pub read_only: bool,
     /// Let other users in.
@@ -137,6 +139,7 @@ impl Config {
             lock_wait: args.lock_wait.or(options.lock_wait).unwrap_or(LOCK_WAIT),
             max_payload,
             cache_size: args.cache_size.or(options.cache_size).unwrap_or(CACHE_SIZE),
+            publish_events: args.publish_events || options.publish_events,
             read_only: args.read_only || options.read_only,
             allow_other: args.allow_other || options.allow_other,
             nonempty: options.nonempty,

@@ -68,6 +68,8 @@ pub struct Settings {
     /// which trust what `stat` says (PROTOCOL.md 5). A notice would come late while the daemon is stopped,
     /// or while the kernel holds the directory for a rename that waits for its lock.
     pub name_ttl: Duration,
+    /// Whether nodbfs's own commits and lock events are published on the status channels.
+    pub publish_events: bool,
 }
 
 /// The way to tell the kernel that a name leads elsewhere.
@@ -107,6 +109,7 @@ impl Nodb {
     ) -> io::Result<Self> {
         let controllers = Arc::<Controllers>::default();
         let telemetry = Arc::<Telemetry>::default();
+        telemetry.connect(&store, settings.publish_events)?;
         Ok(Self {
             plain,
             kernel,

@@ -12,6 +12,7 @@ pub mod redis;
 pub mod waiting;
 
 use std::fmt;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 pub use meanwhile::Meanwhile;
@@ -215,10 +216,38 @@ pub trait Locks: Send + Sync {
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError>;
 }
 
-/// The status channel (PROTOCOL.md 7).
+/// The status channel and the log levels (PROTOCOL.md 2 and 7). By default a store that tells nothing.
 pub trait Status: Send + Sync {
     /// Publishes the bare message text.
     fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError>;
+    /// From now on `news` is told of the runs that are followed.
+    fn listen(&self, _news: Weak<dyn News>) {}
+    /// The channels and the log level of a run are to be told. Returns at once and needs no connection.
+    fn follow(&self, _runid: &str) {}
+    /// They need not be told any more.
+    fn unfollow(&self, _runid: &str) {}
+    /// The log level of a run as it is set, whatever it is (PROTOCOL.md 2).
+    fn level(&self, _runid: &str) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+    /// Sets the log level of a run, or removes it.
+    fn set_level(&self, _runid: &str, _level: Option<&str>) -> Result<(), StoreError> {
+        Err(StoreError {
+            kind: StoreErrorKind::Refused,
+            during: "set log level",
+            cause: "this store keeps none".to_owned(),
+        })
+    }
+}
+
+/// Who is told what happens on status channels and to log levels, by a thread of the store's.
+pub trait News: Send + Sync {
+    /// The bare text of a message.
+    fn message(&self, channel: &str, text: &str);
+    /// The level that is set, if any.
+    fn level(&self, runid: &str, level: Option<&str>);
+    /// Whether messages of the run arrive.
+    fn following(&self, runid: &str, on: bool);
 }
 
 /// A store is all three.

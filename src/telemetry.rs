@@ -1,19 +1,22 @@
 //! What is told of what happens (promise 11): every [`event`] is counted, written into its
 //! controller's [`journal`], which `x.nodb.log` shows, and into the daemon's log, whose [`output`] is
-//! chosen at the start. How loud a run is to be is a [`level`] in the store.
+//! chosen at the start. What is published on the status channels of the runs that are followed joins
+//! it in the [`journal`]s ([`channel`]). How loud a run is to be is a [`level`] in the store.
 
+pub mod channel;
 pub mod event;
 pub mod journal;
 pub mod level;
 pub mod line;
 pub mod output;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
 use crate::store::LockName;
+use channel::Runs;
 use event::Event;
 use journal::Journals;
 use level::Level;
@@ -24,8 +27,7 @@ use level::Level;
 #[derive(Debug, Default)]
 pub struct Telemetry {
     journals: Journals,
-    /// The levels of runs that have one.
-    levels: Mutex<HashMap<String, Level>>,
+    runs: Runs,
     counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -34,11 +36,14 @@ impl Telemetry {
     pub fn note(&self, of: &LockName, event: &Event<'_>) {
         *self.counts.lock().entry(event.kind()).or_default() += 1;
         let level = event.level();
-        if level < self.level(&of.runid) {
+        if level < self.runs.level(&of.runid) && !event.is_always_shown() {
             return;
         }
         let message = event.to_string();
         tell(of, event, &message);
+        if event.is_published() {
+            self.runs.publish(of, &message);
+        }
         self.journals.add(of, line::line(of, level, &message));
     }
 
@@ -52,9 +57,9 @@ impl Telemetry {
         &self.journals
     }
 
-    /// From how loud on a run's events are written.
-    pub fn level(&self, runid: &str) -> Level {
-        self.levels.lock().get(runid).copied().unwrap_or_default()
+    /// The runs whose status channels are followed.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
     }
 }
 

@@ -55,6 +55,10 @@ pub struct MountArgs {
     /// Memory for documents kept at hand [default: 256MiB]
     #[arg(long, value_name = "BYTES", value_parser = units::size)]
     pub cache_size: Option<u64>,
+    /// Publish commits, refusals and lock events on the controllers' status channels, where browsers show
+    /// them; the virtual logs have them in any case
+    #[arg(long)]
+    pub publish_events: bool,
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,

@@ -30,6 +30,7 @@ impl Nodb {
         let fd = self.lower(&controller.place)?;
         let before = Attr::of_fd(&fd)?;
         step::at(Step::Change)?;
+        let _changing = controller.changing();
         plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
         let attr = Attr::of_fd(&fd)?;
         if let Some(current) = controller

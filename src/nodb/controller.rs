@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tracing::warn;
 
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
@@ -15,6 +15,7 @@ use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::staging::Staging;
 use crate::store::LockName;
 use crate::store::lease::Held;
+use crate::telemetry::event::{Event, Who};
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
 const RETRY: Duration = Duration::from_secs(10);
@@ -26,6 +27,8 @@ const RETRY: Duration = Duration::from_secs(10);
 pub struct Controller {
     pub place: Place,
     state: Mutex<State>,
+    /// How many `open`s were answered from memory and not told yet.
+    hits: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +43,10 @@ struct State {
     last_error: Option<String>,
     /// As the document said last.
     name: Option<LockName>,
+    /// What the disk showed last; none if nodbfs has changed that itself.
+    seen: Option<Stamp>,
+    /// How many changes of nodbfs's own are under way.
+    changing: u32,
 }
 
 /// A lease that nodbfs took for a writer.
@@ -72,7 +79,37 @@ impl Controller {
         Self {
             place,
             state: Mutex::default(),
+            hits: AtomicU64::new(0),
         }
+    }
+
+    /// An `open` was answered from memory.
+    pub fn hit(&self) {
+        self.hits.fetch_add(1, Relaxed);
+    }
+
+    /// How many were since the last time this was asked.
+    pub fn take_hits(&self) -> u64 {
+        match self.hits.load(Relaxed) {
+            0 => 0,
+            _ => self.hits.swap(0, Relaxed),
+        }
+    }
+
+    /// nodbfs is about to change the file itself, until this is dropped.
+    pub fn changing(&self) -> Changing<'_> {
+        self.state.lock().changing += 1;
+        Changing(self)
+    }
+
+    /// What the disk shows now; `true`: somebody else has changed it.
+    pub fn notice(&self, stamp: Stamp) -> bool {
+        let mut state = self.state.lock();
+        if state.changing > 0 {
+            return false;
+        }
+        let before = state.seen.replace(stamp);
+        before.is_some_and(|before| before != stamp)
     }
 
     /// The number of commits seen; to be read before the disk is looked at.
@@ -115,6 +152,7 @@ impl Controller {
         let mut state = self.state.lock();
         state.epoch += 1;
         state.current = Weak::new();
+        state.seen = None;
     }
 
     /// `tid` was answered ESTALE and will look for the current generation.
@@ -287,7 +325,7 @@ impl Controller {
     }
 
     /// What its document says of it.
-    pub fn identified(&self, name: LockName) {
+    pub fn set_name(&self, name: LockName) {
         self.state.lock().name = Some(name);
     }
 
@@ -303,6 +341,18 @@ impl Controller {
     fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.retries.is_empty() && state.last_error.is_none() && state.current.strong_count() == 0
+    }
+}
+
+/// A change of nodbfs's own that is under way.
+#[derive(Debug)]
+pub struct Changing<'a>(&'a Controller);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.changing -= 1;
+        state.seen = None;
     }
 }
 
@@ -338,10 +388,10 @@ impl Controllers {
         for held in all.iter().flat_map(|controller| controller.overdue(limit)) {
             // tried again the next time
             if let Ok(true) = held.release(None) {
-                warn!(
-                    lock = held.name().key(),
-                    "held for too long by a writer that does not close; given back"
-                );
+                held.note(&Event::LockReleased {
+                    who: &Who::default(),
+                    why: "held for too long by a writer that does not close",
+                });
             }
         }
     }

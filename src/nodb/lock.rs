@@ -3,9 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use tracing::{debug, info, warn};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
@@ -15,6 +13,7 @@ use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
 use crate::telemetry::Telemetry;
+use crate::telemetry::event::{Event, Who};
 
 /// How long a lease must be ours for sure when a publication begins. Longer than any publication
 /// on a healthy disk; the publication is fenced for the others.
@@ -41,12 +40,19 @@ pub struct Leases {
     held: Vec<(LockName, Lease)>,
     /// The process they were taken for; 0 if it cannot be seen.
     process: u32,
+    /// The same, as it is told of.
+    who: Who,
 }
 
 impl Leases {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
+    }
+
+    /// Whom they were taken for.
+    pub fn who(&self) -> &Who {
+        &self.who
     }
 }
 
@@ -134,10 +140,14 @@ impl Locker {
         if self.try_cover(leases, controller, name, asking, meanwhile)? {
             return Ok(());
         }
-        let lease = self
-            .wait_for(name, asking)
-            .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?;
-        let lease = self.keep(controller, leases.process, lease);
+        leases.who = Who::of(leases.process);
+        let start = Instant::now();
+        let lease = self.wait_for(leases, name, asking).inspect_err(|error| {
+            let who = &leases.who;
+            self.telemetry
+                .note(name, &Event::LockRefused { who, error });
+        })?;
+        let lease = self.keep(controller, leases, lease, Some(start.elapsed()));
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(())
@@ -164,8 +174,11 @@ impl Locker {
                     .store
                     .acquire_while(name, &self.owner, self.ttl, meanwhile);
                 match asked? {
-                    Acquired::Held(lease) => self.keep(controller, leases.process, lease),
-                    Acquired::Busy(holder) => match self.adopt(name, &holder, asking) {
+                    Acquired::Held(lease) => {
+                        leases.who = Who::of(leases.process);
+                        self.keep(controller, leases, lease, None)
+                    }
+                    Acquired::Busy(holder) => match self.adopt(leases, name, &holder, asking) {
                         Some(lease) => lease,
                         None => return Ok(false),
                     },
@@ -193,38 +206,58 @@ impl Locker {
         Ok(held.value().is_some().then_some(Lease::Own(held)))
     }
 
-    /// A lease that was taken for `process`, kept alive from now on.
-    fn keep(&self, controller: &Controller, process: u32, lease: store::Lease) -> Lease {
-        debug!(lock = lease.name.key(), "lock taken");
+    /// A lease that was taken for the process of `leases`, kept alive from now on.
+    fn keep(
+        &self,
+        controller: &Controller,
+        leases: &Leases,
+        lease: store::Lease,
+        waited: Option<Duration>,
+    ) -> Lease {
+        let (who, ttl) = (&leases.who, lease.ttl);
+        let taken = Event::LockTaken { who, ttl, waited };
+        self.telemetry.note(&lease.name, &taken);
         let held = self.keeper.hold(self.store.clone(), lease);
-        controller.leased(process, &held);
+        controller.leased(leases.process, &held);
         Lease::Own(held)
     }
 
     /// The lease of a writer that holds the lock itself, or that must be believed to.
-    fn adopt(&self, name: &LockName, holder: &Holder, asking: Asking) -> Option<Lease> {
+    fn adopt(
+        &self,
+        leases: &mut Leases,
+        name: &LockName,
+        holder: &Holder,
+        asking: Asking,
+    ) -> Option<Lease> {
         match caller::owner_of(asking.caller.tid) {
             Some(owner) if holder.owner.as_ref() == Some(&owner) => {
-                debug!(lock = name.key(), owner, "lock adopted from the writer");
+                leases.who = Who::of(leases.process);
+                let adopted = Event::LockAdopted {
+                    who: &leases.who,
+                    holder: &owner,
+                };
+                self.telemetry.note(name, &adopted);
                 Some(Lease::Adopted(holder.clone()))
             }
             None if asking.dump => {
-                debug!(
-                    lock = name.key(),
-                    "writer out of sight, in the tail of a dump: let through"
-                );
+                self.telemetry.note(name, &Event::LockVouched);
                 Some(Lease::Vouched)
             }
             _ => None,
         }
     }
 
-    fn wait_for(&self, name: &LockName, asking: Asking) -> Result<store::Lease> {
+    fn wait_for(&self, leases: &Leases, name: &LockName, asking: Asking) -> Result<store::Lease> {
         let wait = if asking.nonblocking {
             Duration::ZERO
         } else {
             self.wait
         };
+        if !wait.is_zero() {
+            let who = &leases.who;
+            self.telemetry.note(name, &Event::LockWaits { who });
+        }
         let interrupted = || caller::is_interrupted(asking.caller.tid);
         match acquire_waiting(
             &*self.store,
@@ -298,15 +331,30 @@ impl Locker {
             let told = match (last, &committed) {
                 (Some(held), _) => {
                     let meanwhile = std::mem::take(&mut meanwhile);
-                    held.release_while(committed.clone(), meanwhile).map(drop)
+                    let released = held.release_while(committed.clone(), meanwhile);
+                    released.map(|ours| self.released(&name, ours, &leases.who))
                 }
                 (None, Some(committed)) => self.store.touch(&name.runid, committed.last_modified),
                 (None, None) => Ok(()),
             };
             if let Err(error) = told {
-                warn!(lock = name.key(), %error, "lock not released, it will expire");
+                let unreleased = Event::Fallback {
+                    to: "the lock's expiry",
+                    error: &error,
+                };
+                self.telemetry.note(&name, &unreleased);
             }
         }
+    }
+
+    fn released(&self, name: &LockName, ours: bool, who: &Who) {
+        let event = match ours {
+            true => Event::LockReleased { who, why: "" },
+            false => Event::LockLost {
+                reason: "it was not ours any more when it was given back",
+            },
+        };
+        self.telemetry.note(name, &event);
     }
 
     /// Who holds `name` now, in words; for `user.nodbfs.holder`.

@@ -18,6 +18,7 @@ use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::seal::Seal;
 use crate::store::Cached;
+use crate::telemetry::event::{Event, Source};
 
 /// How long a reader waits for an in-place writer (PROTOCOL.md 6) to finish its document.
 const TORN: Duration = Duration::from_millis(1000);
@@ -52,6 +53,10 @@ impl Nodb {
                 return Err(Error::Superseded);
             }
             if let Some(generation) = self.see(controller, epoch, &attr) {
+                if controller.notice(attr.stamp()) {
+                    let size = attr.size;
+                    self.note(controller, &Event::Changed { size });
+                }
                 return Ok(generation);
             }
         }
@@ -91,7 +96,11 @@ impl Nodb {
         let attr = self.plain.stat_now(&controller.place);
         match attr {
             Ok(attr) if attr.stamp() == generation.stamp() && self.is_current(generation) => {
-                Ok(self.payloads.get(&attr))
+                let payload = self.payloads.get(&attr);
+                if payload.is_some() {
+                    controller.hit();
+                }
+                Ok(payload)
             }
             _ => {
                 controller.expect_reader(tid);
@@ -134,25 +143,24 @@ impl Nodb {
                 return Ok(Loaded { attr, payload });
             }
             let key = self.cache_key(place)?;
-            let cached = self.cached(&key);
-            if let Some(bytes) = self.unseal(&cached, &attr) {
-                debug!(key, "read from the cache entry");
-                return Ok(self.keep(attr, bytes));
+            // a store that is away costs a read nothing but its speed
+            let cached = self.store.get(&key);
+            if let Ok(cached) = &cached
+                && let Some(bytes) = self.unseal(cached, &attr)
+            {
+                let loaded = self.keep(attr, bytes);
+                self.loaded(controller, &loaded, Source::Entry);
+                return Ok(loaded);
             }
             let Some((attr, payload)) = self.read_disk(place)? else {
                 continue;
             };
             let Payload::Bytes(bytes, _) = &payload else {
-                return Ok(Loaded {
-                    attr,
-                    payload: Arc::new(payload),
-                });
+                let payload = Arc::new(payload);
+                return Ok(Loaded { attr, payload });
             };
-            match Document::parse(bytes) {
-                Ok(document) => {
-                    debug!(key, "read from disk");
-                    self.warm(&key, &cached, place, &attr, bytes, &document);
-                }
+            let (payload, is_document) = match Document::parse(bytes) {
+                Ok(document) => (Payload::of_document(bytes.clone(), document), true),
                 // an in-place writer may be at work; promise 2 forbids to show its half document
                 Err(invalid) if may_be_torn(&attr) && Instant::now() < give_up => {
                     debug!(key, %invalid, "half a document on disk, waiting for its writer");
@@ -160,13 +168,32 @@ impl Nodb {
                     continue;
                 }
                 Err(invalid) => {
-                    warn!(key, %invalid, "the file on disk is no document; served as it is")
+                    warn!(key, %invalid, "the file on disk is no document; served as it is");
+                    (payload, false)
                 }
-            }
+            };
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
-            return Ok(Loaded { attr, payload });
+            let loaded = Loaded { attr, payload };
+            self.identify_once(controller, &loaded.payload);
+            let why = match &cached {
+                Ok(_) => Event::Missed,
+                Err(error) => Event::Fallback { to: "disk", error },
+            };
+            self.note(controller, &why);
+            self.loaded(controller, &loaded, Source::Disk);
+            if let (true, Ok(seen)) = (is_document, &cached) {
+                self.warm(&key, seen, controller, &loaded);
+            }
+            return Ok(loaded);
         }
+    }
+
+    /// A document came from somewhere else than memory.
+    fn loaded(&self, controller: &Controller, loaded: &Loaded, from: Source) {
+        self.identify_once(controller, &loaded.payload);
+        let size = loaded.attr.size;
+        self.note(controller, &Event::Loaded { from, size });
     }
 
     fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
@@ -175,16 +202,7 @@ impl Nodb {
         Loaded { attr, payload }
     }
 
-    /// What the store has for `key`. A store that is away costs a read nothing but its speed.
-    fn cached(&self, key: &str) -> Option<Cached> {
-        self.store
-            .get(key)
-            .inspect_err(|error| debug!(key, %error, "cache not read"))
-            .ok()
-    }
-
-    fn unseal(&self, cached: &Option<Cached>, attr: &Attr) -> Option<Vec<u8>> {
-        let cached = cached.as_ref()?;
+    fn unseal(&self, cached: &Cached, attr: &Attr) -> Option<Vec<u8>> {
         let seal = Seal::from_bytes(cached.seal.as_deref()?)?;
         let bytes = seal.open(cached.entry.as_deref()?, attr.signature())?;
         (bytes.len() as u64 == attr.size).then_some(bytes)
@@ -212,16 +230,11 @@ impl Nodb {
     }
 
     /// Leaves entry and seal for the next reader, unless somebody else has refreshed them.
-    fn warm(
-        &self,
-        key: &str,
-        seen: &Option<Cached>,
-        place: &Place,
-        attr: &Attr,
-        bytes: &[u8],
-        document: &Document,
-    ) {
-        let Some(seen) = seen else { return };
+    fn warm(&self, key: &str, seen: &Cached, controller: &Controller, loaded: &Loaded) {
+        let Loaded { attr, payload } = loaded;
+        let (Payload::Bytes(bytes, _), Some(document)) = (&**payload, payload.document()) else {
+            return;
+        };
         let Some(patched) = document.patch(bytes, attr.signature()) else {
             return;
         };
@@ -229,17 +242,19 @@ impl Nodb {
         let seen = seen.entry.as_deref();
         let put = self.store.put_if_unchanged(key, seen, &patched.text, &seal);
         // a commit may have come between the read and the put: old readers trust any entry
-        let moved_on = self
-            .plain
-            .stat_now(place)
-            .map_or(true, |now| now.stamp() != attr.stamp());
+        let moved_on = !self.is_still(controller, attr);
         let undone = if moved_on {
             self.store.delete(&[key.to_owned()])
         } else {
             Ok(())
         };
-        if let Err(error) = put.map(drop).and(undone) {
-            debug!(key, %error, "cache entry not refreshed");
+        match (put, undone) {
+            (Ok(true), Ok(())) if !moved_on => {
+                let size = bytes.len();
+                self.note(controller, &Event::Refreshed { size });
+            }
+            (Err(error), _) | (_, Err(error)) => debug!(key, %error, "cache entry not refreshed"),
+            _ => {}
         }
     }
 }

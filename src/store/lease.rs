@@ -15,7 +15,7 @@ use super::{Acquired, Committed, Lease, LockName, Meanwhile, Store, StoreError};
 use crate::error::{Error, Result};
 use crate::step::{self, Step};
 use crate::telemetry::Telemetry;
-use crate::telemetry::event::Event;
+use crate::telemetry::event::{Event, Who};
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -261,6 +261,11 @@ impl Held {
         self.lease().map_or(Ok(()), |lease| self.renew(&lease))
     }
 
+    /// Notes something that happened to the lock.
+    pub fn note(&self, event: &Event<'_>) {
+        self.telemetry.note(&self.name, event);
+    }
+
     /// When the store was asked last with success; `None`: the lock is not ours any more.
     pub fn asked(&self) -> Option<Instant> {
         self.lease().ok().map(|lease| lease.deadline - lease.ttl)
@@ -351,6 +356,11 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(lease) = self.let_go() {
+            let released = Event::LockReleased {
+                who: &Who::default(),
+                why: "whoever it was for is gone",
+            };
+            self.telemetry.note(&self.name, &released);
             self.leave(Release {
                 store: self.store.clone(),
                 lease,
