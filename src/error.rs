@@ -28,6 +28,11 @@ pub enum Error {
     /// A signal ended the wait for a lock; says why it had to wait.
     #[error("the wait was interrupted: {0}")]
     Interrupted(Box<Self>),
+    /// A lock is to live by its maker's session, and whose that is cannot be known.
+    #[error(
+        "the caller cannot be seen from here, so a lock of its could not be let go when it ends"
+    )]
+    OutOfSight,
     /// The run is being replaced: no new lock may be taken (PROTOCOL.md 2).
     #[error("run {runid} is being replaced")]
     Replaced { runid: String },
@@ -68,6 +73,7 @@ impl Error {
             Self::Locked { .. } | Self::Replaced { .. } => Errno::BUSY,
             Self::WouldBlock { .. } => Errno::AGAIN,
             Self::Interrupted(_) => Errno::INTR,
+            Self::OutOfSight => Errno::PERM,
             Self::NotADocument(_) => Errno::BADMSG,
             Self::ReadOnlyRun | Self::ReadOnlyMount => Errno::ROFS,
             Self::StaleBase | Self::LeaseLost(_) | Self::Superseded => Errno::STALE,

@@ -17,6 +17,8 @@ pub mod reaper;
 pub mod rejected;
 pub mod roads;
 pub mod seal;
+pub mod session;
+pub mod session_lock;
 pub mod staging;
 pub mod writer;
 

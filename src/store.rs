@@ -7,7 +7,7 @@
 pub mod embedded;
 pub mod lease;
 mod meanwhile;
-mod payload;
+pub mod payload;
 pub mod redis;
 pub mod waiting;
 

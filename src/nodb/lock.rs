@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
+use crate::nodb::session::Session;
+use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
@@ -30,6 +32,8 @@ enum Lease {
     Own(Arc<Held>),
     /// The writer's own: not taken, not renewed, not released.
     Adopted(Holder),
+    /// The writer's session's, taken by nodbfs: renewed and released for the session.
+    Session(Arc<SessionLock>),
     /// The tail of a dump of a process that cannot be seen, which has just checked its lock.
     Vouched,
 }
@@ -74,6 +78,8 @@ impl Asking {
 pub struct Locker {
     store: Arc<dyn Store>,
     keeper: Keeper,
+    /// What sessions hold.
+    pub sessions: Arc<SessionLocks>,
     /// `<hostname>:<pid>` of the daemon.
     owner: String,
     wait: Duration,
@@ -94,6 +100,7 @@ impl Locker {
     pub fn new(store: Arc<dyn Store>, wait: Duration, ttl: Duration) -> io::Result<Self> {
         Ok(Self {
             keeper: Keeper::start()?,
+            sessions: SessionLocks::new()?,
             store,
             owner: caller::own_owner(),
             wait,
@@ -148,7 +155,11 @@ impl Locker {
             return Ok(true);
         }
         leases.process = caller::process_of(asking.caller.tid).unwrap_or(0);
-        let lease = match self.shared(controller, leases.process, name)? {
+        let at_hand = match self.of_session(name, asking.caller.tid)? {
+            None => self.shared(controller, leases.process, name)?,
+            session => session,
+        };
+        let lease = match at_hand {
             Some(lease) => lease,
             None => {
                 step::at(Step::Acquire)?;
@@ -168,6 +179,19 @@ impl Locker {
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(true)
+    }
+
+    /// The lease of a writer whose session has the lock. ESTALE: it has been lost, and the writer
+    /// must not go on as if nothing had happened since it was taken.
+    fn of_session(&self, name: &LockName, tid: u32) -> Result<Option<Lease>> {
+        let Some(lock) = self.sessions.get(name).filter(|lock| lock.serves(tid)) else {
+            return Ok(None);
+        };
+        lock.held().confirm()?;
+        lock.held()
+            .check(Duration::ZERO)
+            .map_err(Error::LeaseLost)?;
+        Ok(Some(Lease::Session(lock)))
     }
 
     /// The lease that `process` has already for another writer of its own.
@@ -195,6 +219,9 @@ impl Locker {
 
     /// The lease of a writer that holds the lock itself, or that must be believed to.
     fn adopt(&self, name: &LockName, holder: &Holder, asking: Asking) -> Option<Lease> {
+        if self.sessions.get(name).is_some_and(|lock| lock.is(holder)) {
+            return None;
+        }
         match caller::owner_of(asking.caller.tid) {
             Some(owner) if holder.owner.as_ref() == Some(&owner) => {
                 debug!(lock = name.key(), owner, "lock adopted from the writer");
@@ -233,6 +260,50 @@ impl Locker {
         }
     }
 
+    /// Takes the lock `name` for the caller's session, as patiently as it asks. Each call is an
+    /// acquisition of its own: whoever holds the lock is waited for, the same session too.
+    ///
+    /// Errors: EPERM (a caller that cannot be seen), EBUSY, EAGAIN, EINTR, ENOLCK.
+    pub fn take_for_session(
+        &self,
+        name: &LockName,
+        through: Through,
+        asking: Asking,
+    ) -> Result<Arc<SessionLock>> {
+        let caller = asking.caller;
+        // asked for first: a waiter may be killed, and its session would not be known
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        let lease = self
+            .wait_for(name, asking)
+            .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?;
+        let held = self.keeper.hold(self.store.clone(), lease);
+        let lock = SessionLock::new(session, through, (caller.tid, caller.uid), held);
+        info!(
+            lock = name.key(),
+            session = lock.session.sid,
+            process = lock.process,
+            command = lock.command,
+            ?through,
+            "lock taken for a session"
+        );
+        self.sessions.add(&lock);
+        Ok(lock)
+    }
+
+    /// Gives a session's lock back. `false`: it was not the session's any more.
+    ///
+    /// # Errors
+    /// The store cannot be told now; it will be, or the lock expires.
+    pub fn release_for_session(&self, lock: &SessionLock) -> Result<bool> {
+        self.sessions.remove(lock);
+        let released = lock.held().release(None)?;
+        info!(
+            lock = lock.name().key(),
+            released, "lock of a session given back"
+        );
+        Ok(released)
+    }
+
     /// Makes sure that every lease is still the writer's, for long enough to publish.
     ///
     /// Errors: ESTALE (lost), ENOLCK (the store is away).
@@ -246,6 +317,11 @@ impl Locker {
                     }
                     held.check(MARGIN.min(self.ttl / 4))
                         .map_err(Error::LeaseLost)?;
+                }
+                Lease::Session(lock) => {
+                    lock.held().confirm()?;
+                    let sure = lock.held().check(MARGIN.min(self.ttl / 4));
+                    sure.map_err(Error::LeaseLost)?;
                 }
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
@@ -285,7 +361,7 @@ impl Locker {
         for (name, lease) in leases.held.drain(..) {
             let last = match lease {
                 Lease::Own(held) => Arc::into_inner(held),
-                Lease::Adopted(_) | Lease::Vouched => None,
+                Lease::Adopted(_) | Lease::Session(_) | Lease::Vouched => None,
             };
             let told = match (last, &committed) {
                 (Some(held), _) => {
