@@ -9,6 +9,7 @@ pub mod lease;
 mod meanwhile;
 pub mod payload;
 pub mod redis;
+mod remembered;
 pub mod waiting;
 
 use std::fmt;
@@ -80,6 +81,9 @@ pub struct Holder {
     pub value: String,
     /// `<hostname>:<pid>` as the holder sees itself, if the value says so.
     pub owner: Option<String>,
+    /// How long the lock lasts unless it is renewed; none if it does not end by itself, or if that
+    /// was not asked for.
+    pub left: Option<Duration>,
 }
 
 impl fmt::Display for Holder {
@@ -189,6 +193,10 @@ pub trait Locks: Send + Sync {
     /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
     /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
+    /// As [`Locks::holder`], for who only wants to see: from memory where the store tells of changes.
+    fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
+        self.holder(name)
+    }
     /// Somebody begins to wait for the lock and is to be told when it may be free, if the store can
     /// tell. Returns at once and needs no connection.
     fn watch(&self, _name: &LockName) -> Watch<'_> {

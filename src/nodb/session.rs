@@ -154,7 +154,11 @@ mod tests {
     /// `setsid sh` that says the number of a child of its own, and ends when its input does.
     fn session_of_two() -> (Child, u32) {
         let mut shell = Command::new("setsid")
-            .args(["sh", "-c", "exec 3<&0; cat <&3 >/dev/null & echo $!; read line"])
+            .args([
+                "sh",
+                "-c",
+                "exec 3<&0; cat <&3 >/dev/null & echo $!; read line",
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
