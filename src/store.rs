@@ -16,6 +16,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use meanwhile::Meanwhile;
+use serde::Deserialize;
 
 use crate::error::Errno;
 use waiting::Watch;
@@ -84,6 +85,18 @@ pub struct Holder {
     /// How long the lock lasts unless it is renewed; none if it does not end by itself, or if that
     /// was not asked for.
     pub left: Option<Duration>,
+}
+
+impl Holder {
+    /// When the lock was taken, in nanoseconds since the epoch, if the value says so.
+    pub fn acquired_at(&self) -> Option<i128> {
+        #[derive(Deserialize)]
+        struct Taken {
+            acquired_at: f64,
+        }
+        let taken: Taken = serde_json::from_str(&self.value).ok()?;
+        Some((taken.acquired_at * 1e9) as i128)
+    }
 }
 
 impl fmt::Display for Holder {

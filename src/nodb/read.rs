@@ -123,7 +123,11 @@ impl Nodb {
 
     /// The bytes of the current generation.
     pub fn load(&self, controller: &Controller) -> Result<Loaded> {
-        let place = &controller.place;
+        self.load_from(&controller.place, true)
+    }
+
+    /// As [`Nodb::load`], of the file at `place`; the cache is asked only if `ask` says so.
+    pub fn load_from(&self, place: &Place, ask: bool) -> Result<Loaded> {
         let give_up = Instant::now() + TORN;
         loop {
             let attr = self.plain.stat_now(place)?;
@@ -134,7 +138,7 @@ impl Nodb {
                 return Ok(Loaded { attr, payload });
             }
             let key = self.cache_key(place)?;
-            let cached = self.cached(&key);
+            let cached = if ask { self.cached(&key) } else { None };
             if let Some(bytes) = self.unseal(&cached, &attr) {
                 debug!(key, "read from the cache entry");
                 return Ok(self.keep(attr, bytes));

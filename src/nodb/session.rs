@@ -16,14 +16,7 @@ pub struct Session {
     /// Its number, as the daemon sees it.
     pub sid: u32,
     /// The process that made it; none if that had ended before.
-    leader: Option<Leader>,
-}
-
-#[derive(Debug)]
-struct Leader {
-    fd: OwnedFd,
-    /// In clock ticks since the machine started.
-    started: u64,
+    leader: Option<Living>,
 }
 
 impl Session {
@@ -36,7 +29,7 @@ impl Session {
         }
         let session = Self {
             sid,
-            leader: Leader::open(sid),
+            leader: Living::open(sid),
         };
         // not another one's that got the number between the two looks
         (Process::read(tid)?.session == sid && session.lives()).then_some(session)
@@ -45,26 +38,13 @@ impl Session {
     /// Whether the thread `tid` belongs to the session, or descends from a process that does: the
     /// children of a session may have made sessions of their own.
     pub fn includes(&self, tid: u32) -> bool {
-        let mut next = tid;
-        for _ in 0..GENERATIONS {
-            let Some(process) = Process::read(next) else {
-                return false;
-            };
-            if process.session == self.sid {
-                return self.lives();
-            }
-            // everything descends from the first process
-            if process.parent <= 1 {
-                return false;
-            }
-            next = process.parent;
-        }
-        false
+        let of_it = |process: &Process| process.session == self.sid;
+        lineage(tid).any(|(_, process)| of_it(&process)) && self.lives()
     }
 
     /// Whether any process of the session is left.
     pub fn lives(&self) -> bool {
-        if self.leader.as_ref().is_some_and(Leader::lives) {
+        if self.leader.as_ref().is_some_and(Living::lives) {
             return true;
         }
         // a number is given away again only when the session that bears it is over
@@ -88,21 +68,45 @@ impl Session {
     }
 }
 
-impl Leader {
-    fn open(sid: u32) -> Option<Self> {
-        let pid = i32::try_from(sid).ok().and_then(Pid::from_raw)?;
-        let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        let leader = Self {
-            fd,
-            started: Process::read(sid)?.started,
-        };
-        leader.lives().then_some(leader)
+/// A process, told from any later one that gets its number.
+#[derive(Debug)]
+pub struct Living {
+    pid: u32,
+    fd: OwnedFd,
+    /// In clock ticks since the machine started.
+    started: u64,
+}
+
+impl Living {
+    /// The process `pid`, if it has not ended.
+    pub fn open(pid: u32) -> Option<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+        let started = Process::read(pid)?.started;
+        let process = Self { pid, fd, started };
+        process.lives().then_some(process)
     }
 
-    fn lives(&self) -> bool {
+    /// Whether it has not ended; one that nobody has waited for has.
+    pub fn lives(&self) -> bool {
         let mut ended = [PollFd::new(&self.fd, PollFlags::IN)];
         matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
     }
+
+    /// Whether the process `pid` is this one or descends from it.
+    pub fn begot(&self, pid: u32) -> bool {
+        lineage(pid).any(|(pid, _)| pid == self.pid) && self.lives()
+    }
+}
+
+/// A thread and the processes it descends from, but for the first: everything descends from that.
+fn lineage(tid: u32) -> impl Iterator<Item = (u32, Process)> {
+    let read = |tid| Some((tid, Process::read(tid)?));
+    let above = move |(_, process): &(u32, Process)| {
+        let parent = process.parent;
+        (parent > 1).then(|| read(parent)).flatten()
+    };
+    std::iter::successors(read(tid), above).take(GENERATIONS)
 }
 
 /// What `/proc/<tid>/stat` says of a thread.
@@ -216,6 +220,18 @@ mod tests {
     }
 
     #[test]
+    fn a_process_begot_itself_and_its_children() {
+        let this = Living::open(own()).unwrap();
+        let (mut shell, child) = session_of_two();
+        assert!(this.begot(own()) && this.begot(child));
+        let maker = Living::open(shell.id()).unwrap();
+        assert!(maker.begot(child) && !maker.begot(own()));
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        assert!(!maker.begot(child) && Living::open(0).is_none());
+    }
+
+    #[test]
     fn a_session_that_got_the_number_of_an_old_one_is_another() {
         let (mut shell, child) = session_of_two();
         let mut session = Session::of(child).unwrap();
@@ -223,7 +239,11 @@ mod tests {
         let fd = pidfd_open(Pid::from_child(&dead), PidfdFlags::empty()).unwrap();
         dead.wait().unwrap();
         // as if the number had been that of one whose leader started earlier and has ended
-        session.leader = Some(Leader { fd, started: 1 });
+        session.leader = Some(Living {
+            pid: session.sid,
+            fd,
+            started: 1,
+        });
         assert!(!session.lives() && !session.includes(child));
         shell.kill().unwrap();
         shell.wait().unwrap();

@@ -14,7 +14,7 @@ use rustix::fd::OwnedFd;
 use tracing::{info, warn};
 
 use crate::nodb::caller;
-use crate::nodb::session::{Session, command_of};
+use crate::nodb::session::{Living, Session, command_of};
 use crate::store::lease::Held;
 use crate::store::{Holder, LockName, payload};
 
@@ -42,6 +42,8 @@ pub struct SessionLock {
     pub command: Option<String>,
     /// Its user.
     pub uid: u32,
+    /// The process itself; none if it had ended at once.
+    maker: Option<Living>,
     held: Arc<Held>,
     said: Mutex<Said>,
 }
@@ -70,6 +72,7 @@ impl SessionLock {
             process,
             command: command_of(process),
             uid,
+            maker: Living::open(process),
             held,
             said: Mutex::default(),
         })
@@ -87,6 +90,14 @@ impl SessionLock {
     /// Whether the thread `tid` works under this lock.
     pub fn serves(&self, tid: u32) -> bool {
         self.session.includes(tid)
+    }
+
+    /// Whether the thread `tid` may have the lock without taking it: it is its maker, or that has ended
+    /// and left it to the session. Else two of one session that ask at the same time would both have it.
+    pub fn is_shared_with(&self, tid: u32) -> bool {
+        let maker = self.maker.as_ref().filter(|maker| maker.lives());
+        let process = caller::process_of(tid).unwrap_or(tid);
+        self.serves(tid) && maker.is_none_or(|maker| maker.begot(process))
     }
 
     /// Whether `holder` is this very acquisition.
