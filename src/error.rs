@@ -28,6 +28,17 @@ pub enum Error {
     /// A signal ended the wait for a lock; says why it had to wait.
     #[error("the wait was interrupted: {0}")]
     Interrupted(Box<Self>),
+    /// A lock is to live by its maker's session, and whose that is cannot be known.
+    #[error(
+        "the caller cannot be seen from here, so a lock of its could not be let go when it ends"
+    )]
+    OutOfSight,
+    /// A lock is to be released or changed by somebody who did not take it.
+    #[error("the lock {key} is {holder}'s, and not the caller's to release or to change")]
+    NotOwnLock { key: String, holder: String },
+    /// Something else than a lock was to be put where a controller's lock shows.
+    #[error("{0} is the name of a lock: only opening it with O_CREAT makes it")]
+    LockName(String),
     /// The run is being replaced: no new lock may be taken (PROTOCOL.md 2).
     #[error("run {runid} is being replaced")]
     Replaced { runid: String },
@@ -68,6 +79,7 @@ impl Error {
             Self::Locked { .. } | Self::Replaced { .. } => Errno::BUSY,
             Self::WouldBlock { .. } => Errno::AGAIN,
             Self::Interrupted(_) => Errno::INTR,
+            Self::OutOfSight | Self::NotOwnLock { .. } | Self::LockName(_) => Errno::PERM,
             Self::NotADocument(_) => Errno::BADMSG,
             Self::ReadOnlyRun | Self::ReadOnlyMount => Errno::ROFS,
             Self::StaleBase | Self::LeaseLost(_) | Self::Superseded => Errno::STALE,

@@ -28,6 +28,7 @@ use crate::fs::Fs;
 use crate::fs::credentials::Caller;
 use crate::fs::plain::SetAttr;
 use crate::mount::{ClaimedSource, THREADS};
+use crate::node::touches_the_store;
 pub use notify::Notices;
 use passthrough::Passthrough;
 
@@ -227,12 +228,11 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let rdev = convert::device(rdev);
-        reply::entry(
-            reply,
-            self.fs
-                .mknod(parent.0, name, mode, umask, rdev, caller(request)),
-        );
+        let (name, rdev, caller) = (name.to_owned(), convert::device(rdev), caller(request));
+        self.run(touches_the_store(&name), move |fs| {
+            let made = fs.mknod(parent.0, &name, mode, umask, rdev, caller);
+            reply::entry(reply, made);
+        });
     }
 
     fn mkdir(
@@ -244,15 +244,15 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        reply::entry(
-            reply,
-            self.fs.mkdir(parent.0, name, mode, umask, caller(request)),
-        );
+        let (name, caller) = (name.to_owned(), caller(request));
+        self.run(touches_the_store(&name), move |fs| {
+            reply::entry(reply, fs.mkdir(parent.0, &name, mode, umask, caller));
+        });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (name, caller) = (name.to_owned(), caller(request));
-        self.run(crate::node::is_controller(&name), move |fs| {
+        self.run(touches_the_store(&name), move |fs| {
             reply::empty(reply, fs.unlink(parent.0, &name, caller));
         });
     }
@@ -271,7 +271,9 @@ impl Filesystem for Adapter {
     ) {
         let (name, target, caller): (OsString, PathBuf, _) =
             (link_name.into(), target.into(), caller(request));
-        reply::entry(reply, self.fs.symlink(parent.0, &name, &target, caller));
+        self.run(touches_the_store(&name), move |fs| {
+            reply::entry(reply, fs.symlink(parent.0, &name, &target, caller));
+        });
     }
 
     fn rename(
@@ -286,7 +288,7 @@ impl Filesystem for Adapter {
     ) {
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let (name, newname, caller) = (name.to_owned(), newname.to_owned(), caller(request));
-        let may_wait = crate::node::is_controller(&name) || crate::node::is_controller(&newname);
+        let may_wait = touches_the_store(&name) || touches_the_store(&newname);
         self.run(may_wait, move |fs| {
             reply::empty(
                 reply,
@@ -304,7 +306,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (name, caller) = (newname.to_owned(), caller(request));
-        self.run(crate::node::is_controller(&name), move |fs| {
+        self.run(touches_the_store(&name), move |fs| {
             reply::entry(reply, fs.link(ino.0, newparent.0, &name, caller));
         });
     }
@@ -548,7 +550,7 @@ impl Filesystem for Adapter {
     ) {
         let (name, caller, passthrough) =
             (name.to_owned(), caller(request), self.passthrough.clone());
-        self.run(crate::node::is_controller(&name), move |fs| {
+        self.run(touches_the_store(&name), move |fs| {
             reply::create(
                 reply,
                 &passthrough,

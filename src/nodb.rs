@@ -10,6 +10,7 @@ pub mod generation;
 pub mod identity;
 pub mod leftovers;
 pub mod lock;
+pub mod lockfile;
 pub mod moved;
 pub mod publish;
 pub mod read;
@@ -17,6 +18,8 @@ pub mod reaper;
 pub mod rejected;
 pub mod roads;
 pub mod seal;
+pub mod session;
+pub mod session_lock;
 pub mod staging;
 mod told;
 pub mod writer;
@@ -41,6 +44,7 @@ use controller::{Controller, Controllers};
 use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
+use lockfile::LockFiles;
 use moved::Moved;
 use reaper::Reaper;
 use rejected::{Bounds, Rejected};
@@ -90,6 +94,7 @@ pub struct Nodb {
     pub telemetry: Arc<Telemetry>,
     payloads: Payloads,
     locker: Locker,
+    lock_files: LockFiles,
     rejected: Rejected,
     debts: Debts,
     moved: Moved,
@@ -121,6 +126,7 @@ impl Nodb {
                 settings.lock_wait,
                 settings.lease_ttl,
             )?,
+            lock_files: LockFiles::default(),
             rejected: Rejected::new(&settings.state_dir, Bounds::default()),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),
@@ -134,6 +140,7 @@ impl Nodb {
     /// What is to be done from time to time: forget who never came back, pay debts.
     pub fn tidy(&self) {
         self.controllers.sweep();
+        self.lock_files.sweep();
         self.controllers
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));

@@ -7,8 +7,9 @@
 pub mod embedded;
 pub mod lease;
 mod meanwhile;
-mod payload;
+pub mod payload;
 pub mod redis;
+mod remembered;
 pub mod waiting;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 pub use meanwhile::Meanwhile;
+use serde::Deserialize;
 
 use crate::error::Errno;
 use waiting::Watch;
@@ -98,6 +100,21 @@ pub struct Holder {
     pub value: String,
     /// `<hostname>:<pid>` as the holder sees itself, if the value says so.
     pub owner: Option<String>,
+    /// How long the lock lasts unless it is renewed; none if it does not end by itself, or if that
+    /// was not asked for.
+    pub left: Option<Duration>,
+}
+
+impl Holder {
+    /// When the lock was taken, in nanoseconds since the epoch, if the value says so.
+    pub fn acquired_at(&self) -> Option<i128> {
+        #[derive(Deserialize)]
+        struct Taken {
+            acquired_at: f64,
+        }
+        let taken: Taken = serde_json::from_str(&self.value).ok()?;
+        Some((taken.acquired_at * 1e9) as i128)
+    }
 }
 
 impl fmt::Display for Holder {
@@ -207,6 +224,10 @@ pub trait Locks: Send + Sync {
     /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
     /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
+    /// As [`Locks::holder`], for who only wants to see: from memory where the store tells of changes.
+    fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
+        self.holder(name)
+    }
     /// Somebody begins to wait for the lock and is to be told when it may be free, if the store can
     /// tell. Returns at once and needs no connection.
     fn watch(&self, _name: &LockName) -> Watch<'_> {

@@ -49,7 +49,7 @@ impl Fs {
             {
                 Some(self.enter(&staging, flags, caller))
             }
-            Ok(Node::Generation(_) | Node::Staging(_)) => None,
+            Ok(Node::Generation(_) | Node::Staging(_) | Node::Lock(_)) => None,
             Err(error) => Some(Err(error)),
         }
     }
@@ -80,6 +80,11 @@ impl Fs {
             },
             Node::Generation(generation) => self.find_generation(&generation, flags, caller),
             Node::Staging(staging) => self.find_staging(&staging, flags, caller),
+            Node::Lock(file) => {
+                let asking = asking(flags, caller);
+                let open = self.nodb.open_lock(&file, writes(flags), asking)?;
+                Ok(Way::Here(self.lock_opened(open)))
+            }
         }
     }
 
@@ -182,6 +187,13 @@ impl Fs {
             let open = self.writer(&staging, flags);
             return Ok((self.staging_entry(staging), open));
         }
+        if let Some(controller) = self.locked_at(&place)? {
+            return self.create_lock(
+                &controller,
+                flags & libc::O_EXCL != 0,
+                asking(flags, caller),
+            );
+        }
         let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
         let opened = Opened::Plain {
             flush: !is_local(&*fd),
@@ -221,7 +233,7 @@ impl Fs {
         match self.handles.get(handle)? {
             Handle::File(fd) => flush(&*fd),
             Handle::Writer(writer) => self.nodb.flush(&writer, asking(0, caller)),
-            Handle::Reader(_) | Handle::Dir(_) => Ok(()),
+            Handle::Reader(_) | Handle::Dir(_) | Handle::Lock(_) => Ok(()),
         }
     }
 
@@ -231,7 +243,7 @@ impl Fs {
             Handle::File(fd) => plain::sync(&fd, data_only),
             Handle::Writer(writer) => self.nodb.sync(&writer, asking(0, caller)),
             Handle::Dir(dir) => plain::sync(dir.fd(), data_only),
-            Handle::Reader(_) => Ok(()),
+            Handle::Reader(_) | Handle::Lock(_) => Ok(()),
         }
     }
 

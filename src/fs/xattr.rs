@@ -20,7 +20,11 @@ const OWN: &[u8] = b"user.nodbfs.";
 impl Fs {
     /// Whether reading this attribute may wait: only controllers' own do.
     pub fn getxattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
-        is_own(name) && !matches!(self.plain.inodes.get(id), Ok(Node::Plain(_)))
+        is_own(name)
+            && !matches!(
+                self.plain.inodes.get(id),
+                Ok(Node::Plain(_) | Node::Lock(_))
+            )
     }
 
     /// One attribute; for `size` 0, how large it is.
@@ -30,6 +34,7 @@ impl Fs {
             // the kernel asks before a writer's first byte; a document has no capabilities
             Node::Staging(_) if name == "security.capability" => return Err(Errno::NODATA.into()),
             Node::Staging(staging) if staging.is_newborn() => return Err(Errno::NODATA.into()),
+            Node::Lock(_) => return Err(Errno::NODATA.into()),
             node => controller_of(node)?,
         };
         if !is_own(name) {
@@ -48,6 +53,7 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.listxattr(&inode, size),
             Node::Staging(staging) if staging.is_newborn() => Ok(XattrReply::none(size)),
+            Node::Lock(_) => Ok(XattrReply::none(size)),
             node => list_xattrs(&self.lower(&*controller_of(node)?)?, size),
         }
     }
@@ -58,6 +64,7 @@ impl Fs {
             _ if is_own(name) => Err(Errno::PERM.into()),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
+            Node::Lock(_) => Err(Errno::OPNOTSUPP.into()),
             node => {
                 let fd = self.lower(&*controller_of(node)?)?;
                 Ok(setxattr(
@@ -75,6 +82,7 @@ impl Fs {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
+            Node::Lock(_) => Err(Errno::NODATA.into()),
             node => Ok(removexattr(
                 reopen_path(&self.lower(&*controller_of(node)?)?),
                 name,
@@ -94,7 +102,7 @@ fn controller_of(node: Node) -> Result<Arc<Controller>> {
             Ok(generation.controller.clone())
         }
         Node::Staging(staging) => Ok(staging.controller.clone()),
-        Node::Generation(_) | Node::Plain(_) => Err(Error::Superseded),
+        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) => Err(Error::Superseded),
     }
 }
 

@@ -45,12 +45,6 @@ pub fn is_interrupted(tid: u32) -> bool {
     pending != 0 && pending & !mask("SigBlk:") & !mask("SigIgn:") != 0
 }
 
-/// The name of the program that the process `pid` runs, as `ps` shows it.
-pub fn command_of(pid: u32) -> Option<String> {
-    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    Some(String::from_utf8_lossy(&comm).trim_end().to_owned())
-}
-
 /// `<hostname>:<pid>` of the daemon itself.
 pub fn own_owner() -> String {
     format!("{}:{}", own_hostname(), std::process::id())

@@ -258,6 +258,16 @@ impl Controller {
         held.find(|held| held.name() == name && held.value().is_some())
     }
 
+    /// The lease `name` that any process holds for this controller, and which one.
+    pub fn leased_to(&self, name: &LockName) -> Option<(u32, Arc<Held>)> {
+        let state = self.state.lock();
+        let mut held = state
+            .leases
+            .iter()
+            .filter_map(|leased| Some((leased.tgid, leased.held.upgrade()?)));
+        held.find(|(_, held)| held.name() == name && held.value().is_some())
+    }
+
     /// A writer begins.
     pub fn staged(&self, staging: Staging) -> Arc<Staging> {
         let staging = Arc::new(staging);

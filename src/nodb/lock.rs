@@ -5,10 +5,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tracing::debug;
+
 use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
+use crate::nodb::session::Session;
+use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
@@ -23,6 +27,9 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// by force at any time: the publication is fenced for what happens after the word.
 pub const NEWS: Duration = Duration::from_millis(5);
 
+/// An attempt that took longer has waited for a holder.
+const WAITED: Duration = Duration::from_millis(10);
+
 /// The right to publish a controller.
 #[derive(Debug)]
 enum Lease {
@@ -30,6 +37,8 @@ enum Lease {
     Own(Arc<Held>),
     /// The writer's own: not taken, not renewed, not released.
     Adopted(Holder),
+    /// The writer's session's, taken by nodbfs: renewed and released for the session.
+    Session(Arc<SessionLock>),
     /// The tail of a dump of a process that cannot be seen, which has just checked its lock.
     Vouched,
 }
@@ -82,6 +91,8 @@ pub struct Locker {
     store: Arc<dyn Store>,
     keeper: Keeper,
     telemetry: Arc<Telemetry>,
+    /// What sessions hold.
+    pub sessions: Arc<SessionLocks>,
     /// `<hostname>:<pid>` of the daemon.
     owner: String,
     wait: Duration,
@@ -107,6 +118,7 @@ impl Locker {
     ) -> io::Result<Self> {
         Ok(Self {
             keeper: Keeper::telling(telemetry.clone())?,
+            sessions: SessionLocks::new()?,
             store,
             telemetry,
             owner: caller::own_owner(),
@@ -141,12 +153,12 @@ impl Locker {
             return Ok(());
         }
         leases.who = Who::of(leases.process);
-        let start = Instant::now();
-        let lease = self.wait_for(leases, name, asking).inspect_err(|error| {
+        if !asking.nonblocking {
             let who = &leases.who;
-            self.telemetry
-                .note(name, &Event::LockRefused { who, error });
-        })?;
+            self.telemetry.note(name, &Event::LockWaits { who });
+        }
+        let start = Instant::now();
+        let lease = self.wait_for(&leases.who, name, asking)?;
         let lease = self.keep(controller, leases, lease, Some(start.elapsed()));
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
@@ -166,7 +178,11 @@ impl Locker {
             return Ok(true);
         }
         leases.process = caller::process_of(asking.caller.tid).unwrap_or(0);
-        let lease = match self.shared(controller, leases.process, name)? {
+        let at_hand = match self.of_session(name, asking.caller.tid)? {
+            None => self.shared(controller, leases.process, name)?,
+            session => session,
+        };
+        let lease = match at_hand {
             Some(lease) => lease,
             None => {
                 step::at(Step::Acquire)?;
@@ -189,6 +205,19 @@ impl Locker {
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(true)
+    }
+
+    /// The lease of a writer whose session has the lock. ESTALE: it has been lost, and the writer
+    /// must not go on as if nothing had happened since it was taken.
+    fn of_session(&self, name: &LockName, tid: u32) -> Result<Option<Lease>> {
+        let Some(lock) = self.sessions.get(name).filter(|lock| lock.serves(tid)) else {
+            return Ok(None);
+        };
+        lock.held().confirm()?;
+        lock.held()
+            .check(Duration::ZERO)
+            .map_err(Error::LeaseLost)?;
+        Ok(Some(Lease::Session(lock)))
     }
 
     /// The lease that `process` has already for another writer of its own.
@@ -230,6 +259,9 @@ impl Locker {
         holder: &Holder,
         asking: Asking,
     ) -> Option<Lease> {
+        if self.sessions.get(name).is_some_and(|lock| lock.is(holder)) {
+            return None;
+        }
         match caller::owner_of(asking.caller.tid) {
             Some(owner) if holder.owner.as_ref() == Some(&owner) => {
                 leases.who = Who::of(leases.process);
@@ -248,18 +280,14 @@ impl Locker {
         }
     }
 
-    fn wait_for(&self, leases: &Leases, name: &LockName, asking: Asking) -> Result<store::Lease> {
+    fn wait_for(&self, who: &Who, name: &LockName, asking: Asking) -> Result<store::Lease> {
         let wait = if asking.nonblocking {
             Duration::ZERO
         } else {
             self.wait
         };
-        if !wait.is_zero() {
-            let who = &leases.who;
-            self.telemetry.note(name, &Event::LockWaits { who });
-        }
         let interrupted = || caller::is_interrupted(asking.caller.tid);
-        match acquire_waiting(
+        let answer = match acquire_waiting(
             &*self.store,
             name,
             &self.owner,
@@ -271,7 +299,57 @@ impl Locker {
                 Err(Error::WouldBlock { key, holder })
             }
             answer => answer,
-        }
+        };
+        answer.inspect_err(|error| {
+            self.telemetry
+                .note(name, &Event::LockRefused { who, error });
+        })
+    }
+
+    /// Takes the lock `name` for the caller's session, as patiently as it asks. Each call is an
+    /// acquisition of its own: whoever holds the lock is waited for, the same session too.
+    ///
+    /// Errors: EPERM (a caller that cannot be seen), EBUSY, EAGAIN, EINTR, ENOLCK.
+    pub fn take_for_session(
+        &self,
+        name: &LockName,
+        through: Through,
+        asking: Asking,
+    ) -> Result<Arc<SessionLock>> {
+        let caller = asking.caller;
+        // asked for first: a waiter may be killed, and its session would not be known
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
+        let start = Instant::now();
+        let lease = self.wait_for(&who, name, asking)?;
+        let taken = Event::LockTaken {
+            who: &who,
+            ttl: lease.ttl,
+            waited: Some(start.elapsed()).filter(|waited| *waited > WAITED),
+        };
+        self.telemetry.note(name, &taken);
+        let held = self.keeper.hold(self.store.clone(), lease);
+        let lock = SessionLock::new(session, through, (caller.tid, caller.uid), held);
+        debug!(
+            lock = name.key(),
+            session = lock.session.sid,
+            process = lock.process,
+            ?through,
+            "lock of a session"
+        );
+        self.sessions.add(&lock);
+        Ok(lock)
+    }
+
+    /// Gives a session's lock back. `false`: it was not the session's any more.
+    ///
+    /// # Errors
+    /// The store cannot be told now; it will be, or the lock expires.
+    pub fn release_for_session(&self, lock: &SessionLock) -> Result<bool> {
+        self.sessions.remove(lock);
+        let released = lock.held().release(None)?;
+        self.released(lock.name(), released, &lock.who());
+        Ok(released)
     }
 
     /// Makes sure that every lease is still the writer's, for long enough to publish.
@@ -287,6 +365,11 @@ impl Locker {
                     }
                     held.check(MARGIN.min(self.ttl / 4))
                         .map_err(Error::LeaseLost)?;
+                }
+                Lease::Session(lock) => {
+                    lock.held().confirm()?;
+                    let sure = lock.held().check(MARGIN.min(self.ttl / 4));
+                    sure.map_err(Error::LeaseLost)?;
                 }
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
@@ -326,7 +409,7 @@ impl Locker {
         for (name, lease) in leases.held.drain(..) {
             let last = match lease {
                 Lease::Own(held) => Arc::into_inner(held),
-                Lease::Adopted(_) | Lease::Vouched => None,
+                Lease::Adopted(_) | Lease::Session(_) | Lease::Vouched => None,
             };
             let told = match (last, &committed) {
                 (Some(held), _) => {

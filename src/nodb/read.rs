@@ -132,7 +132,15 @@ impl Nodb {
 
     /// The bytes of the current generation.
     pub fn load(&self, controller: &Controller) -> Result<Loaded> {
-        let place = &controller.place;
+        self.load_of(&controller.place, Some(controller), true)
+    }
+
+    /// As [`Nodb::load`], of the file at `place`; the cache is asked only if `ask` says so.
+    pub fn load_from(&self, place: &Place, ask: bool) -> Result<Loaded> {
+        self.load_of(place, None, ask)
+    }
+
+    fn load_of(&self, place: &Place, controller: Option<&Controller>, ask: bool) -> Result<Loaded> {
         let give_up = Instant::now() + TORN;
         loop {
             let attr = self.plain.stat_now(place)?;
@@ -144,8 +152,8 @@ impl Nodb {
             }
             let key = self.cache_key(place)?;
             // a store that is away costs a read nothing but its speed
-            let cached = self.store.get(&key);
-            if let Ok(cached) = &cached
+            let cached = ask.then(|| self.store.get(&key)).transpose();
+            if let Ok(Some(cached)) = &cached
                 && let Some(bytes) = self.unseal(cached, &attr)
             {
                 let loaded = self.keep(attr, bytes);
@@ -175,25 +183,28 @@ impl Nodb {
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
             let loaded = Loaded { attr, payload };
-            self.identify_once(controller, &loaded.payload);
-            let why = match &cached {
-                Ok(_) => Event::Missed,
-                Err(error) => Event::Fallback { to: "disk", error },
-            };
-            self.note(controller, &why);
+            if let Some(controller) = controller {
+                self.identify_once(controller, &loaded.payload);
+                match &cached {
+                    Ok(_) => self.note(controller, &Event::Missed),
+                    Err(error) => self.note(controller, &Event::Fallback { to: "disk", error }),
+                }
+            }
             self.loaded(controller, &loaded, Source::Disk);
-            if let (true, Ok(seen)) = (is_document, &cached) {
-                self.warm(&key, seen, controller, &loaded);
+            if let (true, Ok(Some(seen))) = (is_document, &cached) {
+                self.warm(&key, seen, place, controller, &loaded);
             }
             return Ok(loaded);
         }
     }
 
     /// A document came from somewhere else than memory.
-    fn loaded(&self, controller: &Controller, loaded: &Loaded, from: Source) {
-        self.identify_once(controller, &loaded.payload);
-        let size = loaded.attr.size;
-        self.note(controller, &Event::Loaded { from, size });
+    fn loaded(&self, controller: Option<&Controller>, loaded: &Loaded, from: Source) {
+        if let Some(controller) = controller {
+            self.identify_once(controller, &loaded.payload);
+            let size = loaded.attr.size;
+            self.note(controller, &Event::Loaded { from, size });
+        }
     }
 
     fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
@@ -230,7 +241,14 @@ impl Nodb {
     }
 
     /// Leaves entry and seal for the next reader, unless somebody else has refreshed them.
-    fn warm(&self, key: &str, seen: &Cached, controller: &Controller, loaded: &Loaded) {
+    fn warm(
+        &self,
+        key: &str,
+        seen: &Cached,
+        place: &Place,
+        controller: Option<&Controller>,
+        loaded: &Loaded,
+    ) {
         let Loaded { attr, payload } = loaded;
         let (Payload::Bytes(bytes, _), Some(document)) = (&**payload, payload.document()) else {
             return;
@@ -242,7 +260,10 @@ impl Nodb {
         let seen = seen.entry.as_deref();
         let put = self.store.put_if_unchanged(key, seen, &patched.text, &seal);
         // a commit may have come between the read and the put: old readers trust any entry
-        let moved_on = !self.is_still(controller, attr);
+        let moved_on = self
+            .plain
+            .stat_now(place)
+            .map_or(true, |now| now.stamp() != attr.stamp());
         let undone = if moved_on {
             self.store.delete(&[key.to_owned()])
         } else {
@@ -251,7 +272,8 @@ impl Nodb {
         match (put, undone) {
             (Ok(true), Ok(())) if !moved_on => {
                 let size = bytes.len();
-                self.note(controller, &Event::Refreshed { size });
+                let refreshed = |one| self.note(one, &Event::Refreshed { size });
+                controller.into_iter().for_each(refreshed);
             }
             (Err(error), _) | (_, Err(error)) => debug!(key, %error, "cache entry not refreshed"),
             _ => {}

@@ -185,10 +185,10 @@ impl Locks for Embedded {
     }
 
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
-        Ok(self
-            .locks(name)
-            .get(name)
-            .map(|stored| payload::holder(stored.value.as_bytes())))
+        Ok(self.locks(name).get(name).map(|stored| Holder {
+            left: Some(stored.expires.saturating_duration_since(Instant::now())),
+            ..payload::holder(stored.value.as_bytes())
+        }))
     }
 
     fn watch(&self, name: &LockName) -> Watch<'_> {

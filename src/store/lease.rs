@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use super::waiting::Watch;
-use super::{Acquired, Committed, Lease, LockName, Meanwhile, Store, StoreError};
+use super::{Acquired, Committed, Holder, Lease, LockName, Meanwhile, Store, StoreError, payload};
 use crate::error::{Error, Result};
 use crate::step::{self, Step};
 use crate::telemetry::Telemetry;
@@ -228,6 +228,18 @@ impl Held {
     /// The stored value as last known, while the lease is held.
     pub fn value(&self) -> Option<String> {
         self.lease().ok().map(|lease| lease.value)
+    }
+
+    /// The lock as others see it.
+    ///
+    /// # Errors
+    /// In words, why it is not held.
+    pub fn holder(&self) -> std::result::Result<Holder, String> {
+        let lease = self.lease()?;
+        Ok(Holder {
+            left: Some(lease.remaining()),
+            ..payload::holder(lease.value.as_bytes())
+        })
     }
 
     /// Says that the lock is surely ours for at least `min_remaining` more, on the monotonic clock;

@@ -20,6 +20,7 @@ pub use settings::{Limits, Settings, SettingsError};
 use self::connection::{Database, Server};
 use self::listener::Listener;
 use self::subscriber::Subscriber;
+use super::remembered::Answer;
 use super::waiting::Watch;
 use super::{
     Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
@@ -70,6 +71,18 @@ impl Redis {
             server,
             unanswered: Mutex::default(),
         }
+    }
+
+    fn ask_holder(&self, name: &LockName) -> Result<Answer, StoreError> {
+        let asked = Instant::now();
+        let (value, ttl): (Option<Vec<u8>>, i64) = self.locks.call("read lock", |redis| {
+            let mut script = HOLDER.key(name.key());
+            script.key(&name.runid).arg(mirror_field(name));
+            script.invoke(redis)
+        })?;
+        let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
+        let until = ttl.map(|ttl| asked + ttl);
+        Ok(Answer { value, until })
     }
 
     fn unanswered(&self) -> std::sync::MutexGuard<'_, VecDeque<Unanswered>> {
@@ -192,6 +205,7 @@ impl Locks for Redis {
         } else {
             first
         };
+        self.listener.changed(name);
         let held = matches!(answer, Ok((1, _)));
         if !held && (timed_out || sent.get() && answer.is_err()) {
             self.remember(name, value.clone());
@@ -219,6 +233,7 @@ impl Locks for Redis {
             script.arg(&value).arg(milliseconds(lease.ttl));
             script.invoke(redis)
         })?;
+        self.listener.changed(&lease.name);
         Ok(ours.then(|| Lease {
             value,
             deadline,
@@ -237,7 +252,7 @@ impl Locks for Redis {
             .and_then(|committed| committed.message.as_ref())
             .map_or(("", ""), |(channel, message)| (channel, message));
         let asked = Cell::new(0);
-        let result: i8 = self.locks.call_while("release lock", meanwhile, |redis| {
+        let result = self.locks.call_while("release lock", meanwhile, |redis| {
             asked.set(asked.get() + 1);
             let mut script = RELEASE.key(lease.name.key());
             script.key(&lease.name.runid);
@@ -248,20 +263,22 @@ impl Locks for Redis {
                 .arg(mirror_field(&lease.name))
                 .arg(last_modified.as_deref().unwrap_or_default());
             script.arg(channel).arg(message);
-            script.invoke(redis)
-        })?;
+            script.invoke::<i8>(redis)
+        });
+        self.listener.changed(&lease.name);
+        let result = result?;
         // nobody's at the second time of asking: the first, unanswered, released it
         let by_the_first = result < 0 && asked.get() > 1 && Instant::now() < lease.deadline;
         Ok(result > 0 || by_the_first)
     }
 
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
-        let stored: Option<Vec<u8>> = self.locks.call("read lock", |redis| {
-            let mut script = HOLDER.key(name.key());
-            script.key(&name.runid).arg(mirror_field(name));
-            script.invoke(redis)
-        })?;
-        Ok(stored.map(|value| payload::holder(&value)))
+        self.ask_holder(name).map(shown)
+    }
+
+    fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
+        let ask = || self.ask_holder(name);
+        self.listener.remembered(&name.key(), ask).map(shown)
     }
 
     fn watch(&self, name: &LockName) -> Watch<'_> {
@@ -326,6 +343,19 @@ impl fmt::Debug for Redis {
             .field(self.server.settings())
             .finish()
     }
+}
+
+/// An answer for somebody who sees it now.
+fn shown(answer: Answer) -> Option<Holder> {
+    let now = Instant::now();
+    let left = answer
+        .until
+        .map(|until| until.saturating_duration_since(now));
+    let value = answer.value?;
+    Some(Holder {
+        left,
+        ..payload::holder(&value)
+    })
 }
 
 fn seal_key(key: &str) -> String {

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use crate::error::{Errno, Error};
-use crate::nodb::caller;
+use crate::nodb::session::command_of;
 use crate::telemetry::level::Level;
 
 /// Who asked for something, as far as the daemon can see. Its arguments may hold secrets, so only its
@@ -23,7 +23,7 @@ impl Who {
     pub fn of(pid: u32) -> Self {
         Self {
             pid,
-            command: caller::command_of(pid).unwrap_or_default(),
+            command: command_of(pid).unwrap_or_default(),
         }
     }
 }
