@@ -9,6 +9,7 @@ pub mod handle;
 pub mod inode;
 pub mod local;
 pub mod lockfile;
+pub mod logfile;
 mod names;
 mod open;
 pub mod plain;
@@ -172,6 +173,7 @@ impl Fs {
             }
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
             Node::Lock(file) => Ok((file.attr(), Duration::ZERO)),
+            Node::Log(file) => Ok((file.attr(), Duration::ZERO)),
         }
     }
 
@@ -183,7 +185,7 @@ impl Fs {
                 .first()
                 .is_some_and(|place| is_controller(&place.name)),
             Ok(Node::Generation(_) | Node::Lock(_)) => true,
-            Ok(Node::Staging(_)) | Err(_) => false,
+            Ok(Node::Staging(_) | Node::Log(_)) | Err(_) => false,
         }
     }
 
@@ -227,6 +229,7 @@ impl Fs {
                 Ok((staging.attr(), Duration::ZERO))
             }
             Node::Lock(file) => Ok((self.nodb.set_lock(&file, set, caller)?, Duration::ZERO)),
+            Node::Log(file) => Ok((self.nodb.set_log(&file, set)?, Duration::ZERO)),
         }
     }
 
@@ -257,6 +260,7 @@ impl Fs {
             Node::Generation(generation) => self.plain.statfs(&generation.controller.place.dir),
             Node::Staging(staging) => self.plain.statfs(&staging.controller.place.dir),
             Node::Lock(file) => self.plain.statfs(&file.place.dir),
+            Node::Log(file) => self.plain.statfs(&file.controller.place.dir),
         }
     }
 

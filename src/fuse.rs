@@ -343,7 +343,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -354,7 +354,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        reply::write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
+        if let Some(written) = self.fs.write(fh.0, offset, data, kill_privileges) {
+            return reply::write(reply, written);
+        }
+        let (data, caller) = (data.to_vec(), caller(request));
+        self.run(true, move |fs| {
+            reply::write(reply, fs.append(fh.0, &data, caller));
+        });
     }
 
     fn flush(

@@ -1,5 +1,6 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
+pub mod append;
 pub mod attributes;
 pub mod caller;
 pub mod commit;
@@ -11,6 +12,7 @@ pub mod identity;
 pub mod leftovers;
 pub mod lock;
 pub mod lockfile;
+pub mod logfile;
 pub mod moved;
 pub mod publish;
 pub mod read;

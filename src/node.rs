@@ -1,12 +1,13 @@
 //! The kinds of nodes the kernel can hold a number of, and which names are controllers'.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crate::fs::inode::Inode;
 use crate::nodb::generation::Generation;
 use crate::nodb::lockfile::LockFile;
+use crate::nodb::logfile::LogFile;
 use crate::nodb::staging::Staging;
 
 /// What a number of the kernel's stands for.
@@ -20,6 +21,8 @@ pub enum Node {
     Staging(Arc<Staging>),
     /// The virtual file that shows a controller's lock.
     Lock(Arc<LockFile>),
+    /// The virtual file that shows a controller's log.
+    Log(Arc<LogFile>),
 }
 
 impl Node {
@@ -30,6 +33,7 @@ impl Node {
             Self::Generation(generation) => generation.id,
             Self::Staging(staging) => staging.id,
             Self::Lock(file) => file.id,
+            Self::Log(file) => file.id,
         }
     }
 }
@@ -59,6 +63,26 @@ pub fn locked_by(name: &OsStr) -> Option<&OsStr> {
 /// Whether what is done to this name may wait for the store.
 pub fn touches_the_store(name: &OsStr) -> bool {
     is_controller(name) || locked_by(name).is_some()
+}
+
+/// Under which name a controller's log is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogName {
+    /// `x.nodb.log`.
+    Virtual,
+    /// `x.log`, which NoDb processes write.
+    Real,
+}
+
+/// The controller whose log may show under this name.
+pub fn log_of(name: &OsStr) -> Option<(OsString, LogName)> {
+    let stem = OsStr::from_bytes(name.as_bytes().strip_suffix(b".log")?);
+    if is_controller(stem) {
+        return Some((stem.to_owned(), LogName::Virtual));
+    }
+    let mut controller = stem.to_owned();
+    controller.push(".nodb");
+    is_controller(&controller).then_some((controller, LogName::Real))
 }
 
 /// Whether the name belongs to a commit of nodbfs and is nobody else's to see.

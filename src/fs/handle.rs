@@ -15,6 +15,7 @@ use crate::fs::attr::Attr;
 use crate::fs::inode::Inode;
 use crate::nodb::generation::Payload;
 use crate::nodb::lockfile::OpenLock;
+use crate::nodb::logfile::OpenLog;
 use crate::nodb::staging::Writer;
 
 /// An open file description.
@@ -30,6 +31,8 @@ pub enum Handle {
     Writer(Arc<Writer>),
     /// The virtual file of a lock.
     Lock(Arc<OpenLock>),
+    /// A virtual log.
+    Log(Arc<OpenLog>),
 }
 
 impl Handle {

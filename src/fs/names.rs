@@ -38,8 +38,11 @@ impl Fs {
         if let Some(controller) = self.locked_at(&place)? {
             return self.lookup_lock(&controller, caller);
         }
-        let (inode, attr) = self.plain.lookup(&place)?;
-        Ok(self.plain_entry(name, &inode, attr))
+        match self.plain.lookup(&place) {
+            Ok((inode, attr)) => Ok(self.plain_entry(name, &inode, attr)),
+            Err(Error::Source(Errno::NOENT)) => self.lookup_log(&place, caller),
+            Err(error) => Err(error),
+        }
     }
 
     fn lookup_controller(&self, place: &Place, caller: Caller) -> Result<Entry> {
@@ -155,7 +158,7 @@ impl Fs {
                 self.nodb.notify(linked, true);
             }
             Node::Generation(_) | Node::Staging(_) => return Err(Error::Superseded),
-            Node::Lock(_) => return Err(Errno::PERM.into()),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::PERM.into()),
         }
         self.lookup(parent, name, caller)
     }

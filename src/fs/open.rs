@@ -49,6 +49,7 @@ impl Fs {
             {
                 Some(self.enter(&staging, flags, caller))
             }
+            Ok(Node::Log(file)) => Some(self.open_log(file, flags, caller)),
             Ok(Node::Generation(_) | Node::Staging(_) | Node::Lock(_)) => None,
             Err(error) => Some(Err(error)),
         }
@@ -80,6 +81,7 @@ impl Fs {
             },
             Node::Generation(generation) => self.find_generation(&generation, flags, caller),
             Node::Staging(staging) => self.find_staging(&staging, flags, caller),
+            Node::Log(file) => self.open_log(file, flags, caller).map(Way::Here),
             Node::Lock(file) => {
                 let asking = asking(flags, caller);
                 let open = self.nodb.open_lock(&file, writes(flags), asking)?;
@@ -225,7 +227,10 @@ impl Fs {
 
     /// Whether closing a descriptor of `handle`, or the last one, may wait.
     pub fn close_may_wait(&self, handle: u64) -> bool {
-        matches!(self.handles.get(handle), Ok(Handle::Writer(_)))
+        matches!(
+            self.handles.get(handle),
+            Ok(Handle::Writer(_) | Handle::Log(_))
+        )
     }
 
     /// One of the descriptors of an open file is closed.
@@ -233,6 +238,7 @@ impl Fs {
         match self.handles.get(handle)? {
             Handle::File(fd) => flush(&*fd),
             Handle::Writer(writer) => self.nodb.flush(&writer, asking(0, caller)),
+            Handle::Log(log) => self.nodb.flush_log(&log, caller),
             Handle::Reader(_) | Handle::Dir(_) | Handle::Lock(_) => Ok(()),
         }
     }
@@ -243,16 +249,16 @@ impl Fs {
             Handle::File(fd) => plain::sync(&fd, data_only),
             Handle::Writer(writer) => self.nodb.sync(&writer, asking(0, caller)),
             Handle::Dir(dir) => plain::sync(dir.fd(), data_only),
-            Handle::Reader(_) | Handle::Lock(_) => Ok(()),
+            Handle::Reader(_) | Handle::Lock(_) | Handle::Log(_) => Ok(()),
         }
     }
 
     /// The last descriptor is gone: nothing can be reported any more, only cleaned up.
     pub fn release(&self, handle: u64) {
-        if let Some(Handle::Writer(writer)) = self.handles.remove(handle)
-            && writer.staging.closed()
-        {
-            self.nodb.abandon(&writer);
+        match self.handles.remove(handle) {
+            Some(Handle::Writer(writer)) if writer.staging.closed() => self.nodb.abandon(&writer),
+            Some(Handle::Log(log)) => self.nodb.release_log(&log),
+            _ => {}
         }
     }
 }
@@ -265,6 +271,6 @@ fn asking(flags: i32, caller: Caller) -> Asking {
 }
 
 /// Whether an `open` with these flags can change the file.
-fn writes(flags: i32) -> bool {
+pub(super) fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }

@@ -23,7 +23,7 @@ impl Fs {
         is_own(name)
             && !matches!(
                 self.plain.inodes.get(id),
-                Ok(Node::Plain(_) | Node::Lock(_))
+                Ok(Node::Plain(_) | Node::Lock(_) | Node::Log(_))
             )
     }
 
@@ -34,7 +34,7 @@ impl Fs {
             // the kernel asks before a writer's first byte; a document has no capabilities
             Node::Staging(_) if name == "security.capability" => return Err(Errno::NODATA.into()),
             Node::Staging(staging) if staging.is_newborn() => return Err(Errno::NODATA.into()),
-            Node::Lock(_) => return Err(Errno::NODATA.into()),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::NODATA.into()),
             node => controller_of(node)?,
         };
         if !is_own(name) {
@@ -53,7 +53,7 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.listxattr(&inode, size),
             Node::Staging(staging) if staging.is_newborn() => Ok(XattrReply::none(size)),
-            Node::Lock(_) => Ok(XattrReply::none(size)),
+            Node::Lock(_) | Node::Log(_) => Ok(XattrReply::none(size)),
             node => list_xattrs(&self.lower(&*controller_of(node)?)?, size),
         }
     }
@@ -64,7 +64,7 @@ impl Fs {
             _ if is_own(name) => Err(Errno::PERM.into()),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
-            Node::Lock(_) => Err(Errno::OPNOTSUPP.into()),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::OPNOTSUPP.into()),
             node => {
                 let fd = self.lower(&*controller_of(node)?)?;
                 Ok(setxattr(
@@ -82,7 +82,7 @@ impl Fs {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
-            Node::Lock(_) => Err(Errno::NODATA.into()),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::NODATA.into()),
             node => Ok(removexattr(
                 reopen_path(&self.lower(&*controller_of(node)?)?),
                 name,
@@ -102,7 +102,9 @@ fn controller_of(node: Node) -> Result<Arc<Controller>> {
             Ok(generation.controller.clone())
         }
         Node::Staging(staging) => Ok(staging.controller.clone()),
-        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) => Err(Error::Superseded),
+        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) | Node::Log(_) => {
+            Err(Error::Superseded)
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
+use crate::nodb::logfile::LogFiles;
 use crate::nodb::staging::Staging;
 use crate::store::LockName;
 use crate::store::lease::Held;
@@ -20,15 +21,21 @@ use crate::telemetry::event::{Event, Who};
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How long a thread that wants to write a real log may take to make it: it may try more than one way.
+const LOGGER: Duration = Duration::from_secs(2);
+
 /// One controller's name.
 ///
-/// Lock order: `state` is taken alone and held across nothing that can wait.
+/// Lock order: each is taken alone and held across nothing that can wait.
 #[derive(Debug)]
 pub struct Controller {
     pub place: Place,
     state: Mutex<State>,
     /// How many `open`s were answered from memory and not told yet.
     hits: AtomicU64,
+    log_files: Mutex<LogFiles>,
+    /// Threads that are about to make the real log, and since when.
+    loggers: Mutex<Vec<(u32, Instant)>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +87,29 @@ impl Controller {
             place,
             state: Mutex::default(),
             hits: AtomicU64::new(0),
+            log_files: Mutex::default(),
+            loggers: Mutex::default(),
         }
+    }
+
+    /// The inodes that show its log.
+    pub fn log_files(&self) -> MutexGuard<'_, LogFiles> {
+        self.log_files.lock()
+    }
+
+    /// `tid` opens the virtual log that stands for the real one to write, and was answered ESTALE: for a
+    /// while there is no such name for it, so that it makes the file if it wants one.
+    pub fn expect_logger(&self, tid: u32) {
+        let mut loggers = self.loggers.lock();
+        loggers.retain(|(known, since)| *known != tid && since.elapsed() < LOGGER);
+        loggers.push((tid, Instant::now()));
+    }
+
+    /// Whether `tid` is about to make the real log.
+    pub fn is_logger(&self, tid: u32) -> bool {
+        let loggers = self.loggers.lock();
+        let mut own = loggers.iter().filter(|(known, _)| *known == tid);
+        own.any(|(_, since)| since.elapsed() < LOGGER)
     }
 
     /// An `open` was answered from memory.

@@ -262,8 +262,8 @@ mod tests {
     use crate::error::Errno;
     use crate::fs::credentials::Caller;
     use crate::nodb::lock::{Asking, Locker};
-    use crate::store::embedded::Embedded;
     use crate::store::Store;
+    use crate::store::embedded::Embedded;
 
     fn asking(tid: u32) -> Asking {
         let caller = Caller {

@@ -158,12 +158,10 @@ fn publish_all(store: &dyn Store, queue: Receiver<(String, String)>) {
     }
 }
 
-impl News for Telemetry {
-    fn message(&self, channel: &str, text: &str) {
-        let runid = channel.rsplit_once(':').map_or("", |(runid, _)| runid);
-        if self.runs.known.lock().peek(runid).is_none() || text.starts_with(&own_sign()) {
-            return;
-        }
+impl Telemetry {
+    /// A message was published on a controller's channel.
+    pub fn note_message(&self, of: &LockName, text: &str) {
+        let channel = &of.channel();
         let event = match Trigger::of(text) {
             Some(trigger) => Event::Trigger {
                 channel,
@@ -172,8 +170,18 @@ impl News for Telemetry {
             },
             None => Event::Message { channel, text },
         };
+        self.note(of, &event);
+    }
+}
+
+impl News for Telemetry {
+    fn message(&self, channel: &str, text: &str) {
+        let runid = channel.rsplit_once(':').map_or("", |(runid, _)| runid);
+        if self.runs.known.lock().peek(runid).is_none() || text.starts_with(&own_sign()) {
+            return;
+        }
         for name in self.journals.on_channel(channel) {
-            self.note(&name, &event);
+            self.note_message(&name, text);
         }
     }
 

@@ -3,11 +3,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
+use crate::fs::attr::unix_nanos;
 use crate::store::LockName;
 
 /// What is kept of one controller, in bytes: some thousand lines.
@@ -33,6 +34,8 @@ struct Lines {
     /// The position after the last line.
     end: u64,
     bytes: usize,
+    /// When that was added, in nanoseconds since the epoch.
+    changed: Option<i128>,
 }
 
 /// One line, its end included.
@@ -85,6 +88,11 @@ impl Journal {
         self.lines.lock().end
     }
 
+    /// When the last line was added, in nanoseconds since the epoch.
+    pub fn changed(&self) -> Option<i128> {
+        self.lines.lock().changed
+    }
+
     /// Adds a line, which ends in a line feed; by how much the journal has grown in bytes.
     fn add(&self, text: String) -> isize {
         let mut lines = self.lines.lock();
@@ -94,6 +102,7 @@ impl Journal {
             text: text.into(),
         };
         lines.end = line.end();
+        lines.changed = Some(unix_nanos(SystemTime::now()));
         lines.bytes += line.text.len();
         lines.kept.push_back(line);
         lines.forget_to(KEPT);
