@@ -7,6 +7,7 @@
 //! What is asked is done by one function, [`handle`], wherever it runs.
 
 pub mod client;
+pub mod find;
 pub mod server;
 pub mod status;
 pub mod wire;
@@ -137,7 +138,22 @@ pub struct Peer<'a> {
 impl Peer<'_> {
     /// One answer of several.
     pub fn tell(&mut self, answer: &Answer) -> Result<(), Failure> {
-        Ok(self.channel.send(answer, &[])?)
+        self.tell_with(answer, &[])
+    }
+
+    /// One answer, with bytes behind it.
+    pub fn tell_with(&mut self, answer: &Answer, body: &[u8]) -> Result<(), Failure> {
+        Ok(self.channel.send(answer, body)?)
+    }
+
+    /// What is asked next, in the middle of an answer; `None`: the peer has hung up.
+    pub fn hear(&mut self) -> Result<Option<(Request, Vec<u8>)>, Failure> {
+        Ok(self.channel.receive()?)
+    }
+
+    /// Whether nobody listens any more. Does not wait.
+    pub fn is_gone(&self) -> bool {
+        self.channel.is_over()
     }
 }
 

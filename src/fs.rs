@@ -10,6 +10,7 @@ pub mod local;
 mod names;
 mod open;
 pub mod plain;
+pub mod walk;
 mod xattr;
 
 use std::ffi::OsStr;

@@ -177,6 +177,11 @@ impl Nodb {
         &*self.store
     }
 
+    /// The path of the source as NoDb processes know it.
+    pub fn key_root(&self) -> &Path {
+        &self.settings.key_root
+    }
+
     /// The largest document, in bytes.
     pub fn max_payload(&self) -> u64 {
         self.settings.max_payload

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::server::{address, converse};
 use super::wire::Channel;
-use super::{Answer, Context, Failure, Request};
+use super::{Answer, Context, Request};
 use crate::build;
 use crate::config::Config;
 use crate::hint::Hinted;
@@ -72,14 +72,29 @@ impl Client {
         request: &Request,
         mut each: impl FnMut(Answer) -> Result<()>,
     ) -> Result<()> {
-        self.channel.send(request, &[])?;
-        loop {
-            match self.channel.receive()? {
-                Some((Answer::Done, _)) => return Ok(()),
-                Some((Answer::Failed(failure), _)) => return Err(failure.into_error()),
-                Some((answer, _)) => each(answer)?,
-                None => bail!("the daemon has hung up"),
-            }
+        self.send(request, &[])?;
+        while let Some((answer, _)) = self.next()? {
+            each(answer)?;
+        }
+        Ok(())
+    }
+
+    /// Asks, with bytes behind the question.
+    pub fn send(&mut self, request: &Request, body: &[u8]) -> Result<()> {
+        let hung_up = "the daemon has hung up";
+        self.channel.send(request, body).context(hung_up)
+    }
+
+    /// The next answer and its bytes; `None`: that was the last.
+    ///
+    /// # Errors
+    /// A [`Failure`](super::Failure): it could not be done.
+    pub fn next(&mut self) -> Result<Option<(Answer, Vec<u8>)>> {
+        match self.channel.receive()? {
+            Some((Answer::Done, _)) => Ok(None),
+            Some((Answer::Failed(failure), _)) => Err(failure.into()),
+            Some(answer) => Ok(Some(answer)),
+            None => bail!("the daemon has hung up"),
         }
     }
 }
@@ -90,15 +105,6 @@ impl Drop for Client {
         let _ = self.channel.stream().shutdown(std::net::Shutdown::Both);
         if let Some(here) = self.here.take() {
             let _ = here.join();
-        }
-    }
-}
-
-impl Failure {
-    fn into_error(self) -> anyhow::Error {
-        match self.hint.clone() {
-            Some(hint) => Hinted::failure(self.what, hint).into(),
-            None => self.into(),
         }
     }
 }
