@@ -6,7 +6,9 @@
 //! request is answered by any number of answers and then by [`Answer::Done`] or [`Answer::Failed`].
 //! What is asked is done by one function, [`handle`], wherever it runs.
 
+pub mod cache;
 pub mod client;
+pub mod edit;
 pub mod find;
 pub mod server;
 pub mod status;
@@ -29,6 +31,18 @@ use wire::Channel;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Status,
+    /// Which directory is served.
+    Source,
+    Cache {
+        action: cache::Action,
+        path: String,
+    },
+    /// Locks a controller; [`Answer::Locked`] comes with its document.
+    Edit {
+        path: String,
+    },
+    /// Comes with the document that the locked controller is to hold.
+    Commit,
 }
 
 /// What is answered.
@@ -36,6 +50,9 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Status(Box<Status>),
+    Source(String),
+    Cache(Box<cache::Row>),
+    Locked,
     /// The end of the answers.
     Done,
     /// The end of the answers: it could not be done.
@@ -99,7 +116,7 @@ pub struct Context {
     pub source: PathBuf,
     /// `None`: no mount.
     pub mountpoint: Option<PathBuf>,
-    pub state_dir: PathBuf,
+    pub read_only: bool,
     pub started: SystemTime,
 }
 
@@ -109,13 +126,13 @@ impl Context {
         fs: &Arc<Fs>,
         source: PathBuf,
         mountpoint: Option<PathBuf>,
-        state_dir: PathBuf,
+        read_only: bool,
     ) -> Self {
         Self {
             fs: Arc::downgrade(fs),
             source,
             mountpoint,
-            state_dir,
+            read_only,
             started: SystemTime::now(),
         }
     }
@@ -157,14 +174,15 @@ impl Peer<'_> {
     }
 }
 
-/// Does what `request` asks, with the bytes that came with it; the last answer is the caller's to send.
-pub fn handle(
-    context: &Context,
-    peer: &mut Peer<'_>,
-    request: Request,
-    _body: Vec<u8>,
-) -> Result<(), Failure> {
+/// Does what `request` asks; the last answer is the caller's to send.
+pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Result<(), Failure> {
     match request {
         Request::Status => peer.tell(&Answer::Status(Box::new(status::of(context)?))),
+        Request::Source => peer.tell(&Answer::Source(
+            context.source.to_string_lossy().into_owned(),
+        )),
+        Request::Cache { action, path } => cache::act(context, peer, action, &path),
+        Request::Edit { path } => edit::edit(context, peer, &path),
+        Request::Commit => Err(Failure::new("nothing is locked", "ask for an edit first")),
     }
 }

@@ -500,6 +500,12 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        if self.fs.xattr_may_wait(ino.0, name) {
+            let (name, value) = (name.to_owned(), value.to_owned());
+            return self.run(true, move |fs| {
+                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags as u32));
+            });
+        }
         reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
     }
 
@@ -513,7 +519,7 @@ impl Filesystem for Adapter {
     ) {
         let name = name.to_owned();
         let acl = self.acl && name.as_bytes().starts_with(b"system.posix_acl_");
-        self.run(self.fs.getxattr_may_wait(ino.0, &name), move |fs| {
+        self.run(self.fs.xattr_may_wait(ino.0, &name), move |fs| {
             let answer = match fs.getxattr(ino.0, &name, size as usize) {
                 // a source without ACLs, as NFS: told so, the kernel would let no other user in
                 Err(Error::Source(Errno::OPNOTSUPP)) if acl => Err(Errno::NODATA.into()),
@@ -528,7 +534,10 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.removexattr(ino.0, name));
+        let name = name.to_owned();
+        self.run(self.fs.xattr_may_wait(ino.0, &name), move |fs| {
+            reply::empty(reply, fs.removexattr(ino.0, &name));
+        });
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

@@ -1,6 +1,7 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
 pub mod attributes;
+pub mod cached;
 pub mod caller;
 pub mod commit;
 pub mod controller;
@@ -18,6 +19,7 @@ pub mod rejected;
 pub mod roads;
 pub mod seal;
 pub mod staging;
+pub mod transaction;
 pub mod writer;
 
 use std::ffi::OsStr;

@@ -189,6 +189,11 @@ pub trait Locks: Send + Sync {
     /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
     /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
+    /// Whether the mirror flag says `true` although nobody holds the lock, as it never does for longer than
+    /// a moment if all is well. Unlike [`Locks::holder`], repairs nothing. A store without flags has none.
+    fn is_flag_stale(&self, _name: &LockName) -> Result<bool, StoreError> {
+        Ok(false)
+    }
     /// Somebody begins to wait for the lock and is to be told when it may be free, if the store can
     /// tell. Returns at once and needs no connection.
     fn watch(&self, _name: &LockName) -> Watch<'_> {

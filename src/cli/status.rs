@@ -75,7 +75,7 @@ fn row(mounted: &Mounted) -> Row {
 
 fn ask(mounted: &Mounted) -> Result<Option<Status>> {
     let mut status = None;
-    Client::of(mounted)?.ask(&Request::Status, |answer| {
+    Client::briefly(mounted)?.ask(&Request::Status, |answer| {
         if let Answer::Status(answer) = answer {
             status = Some(*answer);
         }

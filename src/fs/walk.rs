@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,8 +62,8 @@ impl Entered {
     /// Where a symlink in here leads.
     pub fn readlink(&self, name: &OsStr) -> Result<PathBuf> {
         let fd = self.fs.nodb.lower(&self.place(name))?;
-        let target = rustix::fs::readlinkat(&fd, c"", Vec::new())?.into_bytes();
-        Ok(std::os::unix::ffi::OsStringExt::from_vec(target)).map(|target: OsString| target.into())
+        let target = rustix::fs::readlinkat(&fd, c"", Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
     /// All names in here, in order.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,17 @@ const RETRY: Duration = Duration::from_secs(10);
 pub struct Controller {
     pub place: Place,
     state: Mutex<State>,
+    /// An [`Origin`].
+    read_from: AtomicU8,
+}
+
+/// Where the bytes of a read came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    Memory = 1,
+    Cache,
+    Disk,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +82,20 @@ impl Controller {
         Self {
             place,
             state: Mutex::default(),
+            read_from: AtomicU8::new(0),
         }
+    }
+
+    /// Somebody was given bytes that came from there.
+    pub fn read_from(&self, origin: Origin) {
+        self.read_from.store(origin as u8, Relaxed);
+    }
+
+    /// Where the bytes of the last `open` for reading came from.
+    pub fn last_read_from(&self) -> Option<Origin> {
+        let last = self.read_from.load(Relaxed);
+        let all = [Origin::Memory, Origin::Cache, Origin::Disk];
+        all.into_iter().find(|origin| *origin as u8 == last)
     }
 
     /// The number of commits seen; to be read before the disk is looked at.

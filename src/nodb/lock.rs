@@ -301,7 +301,7 @@ impl Locker {
         }
     }
 
-    /// Who holds `name` now, in words; for `user.nodbfs.holder`.
+    /// Who holds `name` now, in words; for `user.nodbfs.lock`.
     pub fn holder(&self, name: &LockName) -> Result<Option<Holder>> {
         Ok(self.store.holder(name)?)
     }

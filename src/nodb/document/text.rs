@@ -73,19 +73,15 @@ pub fn value_of(typed: &str) -> String {
 
 /// As `json.dumps` writes a string: in ASCII.
 fn quoted(text: &str) -> String {
-    let mut quoted = String::from('"');
-    for unit in serde_json::Value::from(text)
-        .to_string()
-        .trim_matches('"')
-        .encode_utf16()
-    {
+    let json = serde_json::Value::from(text).to_string();
+    let mut ascii = String::with_capacity(json.len());
+    for unit in json.encode_utf16() {
         match u8::try_from(unit) {
-            Ok(ascii) if ascii.is_ascii() && ascii != 0x7f => quoted.push(ascii.into()),
-            _ => quoted += &format!("\\u{unit:04x}"),
+            Ok(unit) if unit.is_ascii() && unit != 0x7f => ascii.push(unit.into()),
+            _ => ascii += &format!("\\u{unit:04x}"),
         }
     }
-    quoted.push('"');
-    quoted
+    ascii
 }
 
 /// `text` with the field `path` of its state object set to the JSON `value`. The path's steps are
@@ -323,6 +319,7 @@ mod tests {
             ("True", "\"True\""),
             ("a \"b\"\\", r#""a \"b\"\\""#),
             ("é😀\n\u{7f}", r#""\u00e9\ud83d\ude00\n\u007f""#),
+            ("\"", r#""\"""#),
             ("", "\"\""),
         ] {
             assert_eq!(value_of(typed), value);
