@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::Context;
+use crate::counters;
 use crate::fs::inode::Inodes;
 use crate::fs::plain::Plain;
 use crate::fs::{Fs, PLAIN_TTL};
@@ -46,6 +47,7 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         .spawn(move || {
             while let Some(fs) = tidied.upgrade() {
                 fs.nodb().tidy();
+                counters::sample();
                 drop(fs);
                 thread::sleep(TIDY);
             }

@@ -16,7 +16,7 @@ pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +117,7 @@ pub struct Context {
     /// `None`: no mount.
     pub mountpoint: Option<PathBuf>,
     pub read_only: bool,
-    pub started: SystemTime,
+    pub started: Instant,
 }
 
 impl Context {
@@ -133,7 +133,7 @@ impl Context {
             source,
             mountpoint,
             read_only,
-            started: SystemTime::now(),
+            started: Instant::now(),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod commit;
 pub mod controller;
 pub mod debts;
 pub mod document;
+pub mod facts;
 pub mod generation;
 pub mod identity;
 pub mod leftovers;

@@ -213,6 +213,10 @@ pub trait Status: Send + Sync {
 pub trait Store: Cache + Locks + Status + fmt::Debug {
     /// For the log and `--version`-like output: `embedded` or the URL without its password.
     fn describe(&self) -> String;
+    /// For how long no connection will be tried, after one that failed.
+    fn resting(&self) -> Option<Duration> {
+        None
+    }
     /// Whether the store answers now; the mount asks at its start.
     fn ping(&self) -> Result<(), StoreError>;
 }

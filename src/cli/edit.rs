@@ -118,7 +118,7 @@ fn is_passing(error: &anyhow::Error) -> bool {
 fn once(args: &EditArgs, free: &AtomicBool) -> Result<Tried> {
     let (mut client, path) = args.offline.reach(&args.file, Embedded::Fits)?;
     client.send(&Request::Edit { path }, &[])?;
-    let Some((Answer::Locked, content)) = client.next()? else {
+    let Some((Answer::Locked, content)) = client.hear()? else {
         bail!("the daemon's answer is none to the question");
     };
     free.store(false, SeqCst);
@@ -130,7 +130,7 @@ fn once(args: &EditArgs, free: &AtomicBool) -> Result<Tried> {
         return Ok(Tried::Unchanged);
     }
     client.send(&Request::Commit, &changed)?;
-    client.next()?;
+    client.hear()?;
     Ok(Tried::Committed)
 }
 

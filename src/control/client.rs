@@ -81,7 +81,7 @@ impl Client {
         mut each: impl FnMut(Answer) -> Result<()>,
     ) -> Result<()> {
         self.send(request, &[])?;
-        while let Some((answer, _)) = self.next()? {
+        while let Some((answer, _)) = self.hear()? {
             each(answer)?;
         }
         Ok(())
@@ -97,7 +97,7 @@ impl Client {
     ///
     /// # Errors
     /// A [`Failure`](super::Failure): it could not be done.
-    pub fn next(&mut self) -> Result<Option<(Answer, Vec<u8>)>> {
+    pub fn hear(&mut self) -> Result<Option<(Answer, Vec<u8>)>> {
         let heard = self.channel.receive().map_err(|error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 anyhow!("the daemon does not answer: is it stopped?")

@@ -169,10 +169,13 @@ impl Nodb {
                         .put_if_unchanged(&key, seen, &patched.text, &seal)?
                 }
                 // nothing that a NoDb process would accept can be made of it
-                None => self.store.delete(&[key.clone()]).map(|()| true)?,
+                None => self
+                    .store
+                    .delete(std::slice::from_ref(&key))
+                    .map(|()| true)?,
             };
             if !self.is_still(controller, &attr) {
-                self.store.delete(&[key.clone()])?;
+                self.store.delete(std::slice::from_ref(&key))?;
             } else if put {
                 self.forget_entries(self.aliases(place));
                 let payload = Payload::of_document(bytes.clone(), document);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::warn;
 
+use crate::counters::{self, Event};
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
@@ -88,6 +89,11 @@ impl Controller {
 
     /// Somebody was given bytes that came from there.
     pub fn read_from(&self, origin: Origin) {
+        counters::count(match origin {
+            Origin::Memory => Event::FromMemory,
+            Origin::Cache => Event::FromCache,
+            Origin::Disk => Event::FromDisk,
+        });
         self.read_from.store(origin as u8, Relaxed);
     }
 
@@ -294,6 +300,29 @@ impl Controller {
         });
     }
 
+    /// The open writers' processes; 0 for one that cannot be seen.
+    pub fn writers(&self) -> Vec<u32> {
+        let writers = self.state.lock().writers.clone();
+        let writers = writers.iter().filter_map(Weak::upgrade);
+        writers
+            .filter(|writer| writer.is_open())
+            .map(|writer| writer.tgid)
+            .collect()
+    }
+
+    /// The leases that nodbfs holds for writers, with their processes and ages.
+    pub fn held(&self) -> Vec<(LockName, u32, Duration)> {
+        let state = self.state.lock();
+        let held = state.leases.iter().filter_map(|leased| {
+            let held = leased
+                .held
+                .upgrade()
+                .filter(|held| held.value().is_some())?;
+            Some((held.name().clone(), leased.tgid, leased.since.elapsed()))
+        });
+        held.collect()
+    }
+
     /// The leases that writers have held for longer than `limit`.
     fn overdue(&self, limit: Duration) -> Vec<Arc<Held>> {
         let state = self.state.lock();
@@ -357,6 +386,11 @@ impl Controllers {
                 );
             }
         }
+    }
+
+    /// The controllers that somebody has asked for.
+    pub fn known(&self) -> Vec<Arc<Controller>> {
+        self.known.lock().values().cloned().collect()
     }
 
     /// Forgets what nobody uses, and threads that never came back.

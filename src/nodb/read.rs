@@ -8,6 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
 use tracing::{debug, warn};
 
+use crate::counters::{self, Event};
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::Place;
@@ -203,7 +204,10 @@ impl Nodb {
     fn cached(&self, key: &str) -> Option<Cached> {
         self.store
             .get(key)
-            .inspect_err(|error| debug!(key, %error, "cache not read"))
+            .inspect_err(|error| {
+                counters::count(Event::CacheAway);
+                debug!(key, %error, "cache not read");
+            })
             .ok()
     }
 

@@ -298,6 +298,10 @@ impl Store for Redis {
         self.server.settings().to_string()
     }
 
+    fn resting(&self) -> Option<Duration> {
+        self.server.resting()
+    }
+
     fn ping(&self) -> Result<(), StoreError> {
         for database in [&self.locks, &self.cache] {
             database.call("reach Redis", |redis| redis::cmd("PING").exec(redis))?;
