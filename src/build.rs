@@ -1,5 +1,6 @@
 //! A mount's parts put together: the source, the store, the controllers, the adapter.
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::Context;
+use crate::counters;
 use crate::fs::inode::Inodes;
 use crate::fs::plain::Plain;
 use crate::fs::{Fs, PLAIN_TTL};
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
 use crate::mount::{Built, ClaimedSource, Source};
-use crate::nodb::{Nodb, Settings};
+use crate::nodb::{Kernel, Nodb, Settings};
 use crate::store::embedded::Embedded;
 use crate::store::redis::{self, Redis};
 use crate::store::{Store, StoreErrorKind};
@@ -45,13 +47,14 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         .spawn(move || {
             while let Some(fs) = tidied.upgrade() {
                 fs.nodb().tidy();
+                counters::sample();
                 drop(fs);
                 thread::sleep(TIDY);
             }
         })
         .context("cannot start a thread")?;
     let (from, at) = (config.source.clone(), config.mountpoint.clone());
-    let control = Context::new(&fs, from, Some(at), config.state_dir.clone());
+    let control = Context::new(&fs, from, Some(at), config.read_only);
     let filesystem =
         Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
     Ok(Built {
@@ -72,10 +75,18 @@ pub struct Offline {
 /// # Errors
 /// As with [`build`].
 pub fn offline(config: &Config, source: Source) -> Result<Offline> {
-    controllers(config, source, Arc::new(Notices::default()))
+    controllers(config, source, Arc::new(NoKernel))
 }
 
-fn controllers(config: &Config, source: Source, notices: Arc<Notices>) -> Result<Offline> {
+/// Without a mount, no kernel remembers a name.
+#[derive(Debug)]
+struct NoKernel;
+
+impl Kernel for NoKernel {
+    fn entry_changed(&self, _dir: u64, _name: &OsStr, _wait: bool) {}
+}
+
+fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Result<Offline> {
     let store = store(config)?;
     let claimed = match store {
         Chosen::Embedded(_) => Some(source.claim()?),
@@ -99,7 +110,7 @@ fn controllers(config: &Config, source: Source, notices: Arc<Notices>) -> Result
         }),
         publish_events: config.publish_events,
     };
-    let nodb = Nodb::new(plain.clone(), store.into_store(), notices, settings)
+    let nodb = Nodb::new(plain.clone(), store.into_store(), kernel, settings)
         .context("cannot start a thread")?;
     let fs = Arc::new(Fs::new(plain, nodb));
     Ok(Offline { fs, claimed })
@@ -120,9 +131,17 @@ impl Chosen {
     }
 }
 
+/// Whether the command line or the environment names a Redis; none that makes no sense is taken for one.
+pub fn names_redis(config: &Config) -> bool {
+    redis_settings(config).is_ok_and(|settings| settings.is_some())
+}
+
+fn redis_settings(config: &Config) -> Result<Option<redis::Settings>, redis::SettingsError> {
+    redis::Settings::resolve(config.redis.as_deref(), &|name| std::env::var(name).ok())
+}
+
 fn store(config: &Config) -> Result<Chosen> {
-    let environment = |name: &str| std::env::var(name).ok();
-    let settings = redis::Settings::resolve(config.redis.as_deref(), &environment).map_err(|error| {
+    let settings = redis_settings(config).map_err(|error| {
         anyhow::Error::new(error).context(Hinted::usage(
             "the Redis settings make no sense",
             "for example --redis redis://host:6379, or unset REDIS_URL and REDIS_HOST for the embedded store",

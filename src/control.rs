@@ -6,14 +6,17 @@
 //! request is answered by any number of answers and then by [`Answer::Done`] or [`Answer::Failed`].
 //! What is asked is done by one function, [`handle`], wherever it runs.
 
+pub mod cache;
 pub mod client;
+pub mod edit;
+pub mod find;
 pub mod server;
 pub mod status;
 pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +31,18 @@ use wire::Channel;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Status,
+    /// Which directory is served.
+    Source,
+    Cache {
+        action: cache::Action,
+        path: String,
+    },
+    /// Locks a controller; [`Answer::Locked`] comes with its document.
+    Edit {
+        path: String,
+    },
+    /// Comes with the document that the locked controller is to hold.
+    Commit,
 }
 
 /// What is answered.
@@ -35,6 +50,9 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Status(Box<Status>),
+    Source(String),
+    Cache(Box<cache::Row>),
+    Locked,
     /// The end of the answers.
     Done,
     /// The end of the answers: it could not be done.
@@ -98,8 +116,8 @@ pub struct Context {
     pub source: PathBuf,
     /// `None`: no mount.
     pub mountpoint: Option<PathBuf>,
-    pub state_dir: PathBuf,
-    pub started: SystemTime,
+    pub read_only: bool,
+    pub started: Instant,
 }
 
 impl Context {
@@ -108,14 +126,14 @@ impl Context {
         fs: &Arc<Fs>,
         source: PathBuf,
         mountpoint: Option<PathBuf>,
-        state_dir: PathBuf,
+        read_only: bool,
     ) -> Self {
         Self {
             fs: Arc::downgrade(fs),
             source,
             mountpoint,
-            state_dir,
-            started: SystemTime::now(),
+            read_only,
+            started: Instant::now(),
         }
     }
 
@@ -137,18 +155,34 @@ pub struct Peer<'a> {
 impl Peer<'_> {
     /// One answer of several.
     pub fn tell(&mut self, answer: &Answer) -> Result<(), Failure> {
-        Ok(self.channel.send(answer, &[])?)
+        self.tell_with(answer, &[])
+    }
+
+    /// One answer, with bytes behind it.
+    pub fn tell_with(&mut self, answer: &Answer, body: &[u8]) -> Result<(), Failure> {
+        Ok(self.channel.send(answer, body)?)
+    }
+
+    /// What is asked next, in the middle of an answer; `None`: the peer has hung up.
+    pub fn hear(&mut self) -> Result<Option<(Request, Vec<u8>)>, Failure> {
+        Ok(self.channel.receive()?)
+    }
+
+    /// Whether nobody listens any more. Does not wait.
+    pub fn is_gone(&self) -> bool {
+        self.channel.is_over()
     }
 }
 
-/// Does what `request` asks, with the bytes that came with it; the last answer is the caller's to send.
-pub fn handle(
-    context: &Context,
-    peer: &mut Peer<'_>,
-    request: Request,
-    _body: Vec<u8>,
-) -> Result<(), Failure> {
+/// Does what `request` asks; the last answer is the caller's to send.
+pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Result<(), Failure> {
     match request {
         Request::Status => peer.tell(&Answer::Status(Box::new(status::of(context)?))),
+        Request::Source => peer.tell(&Answer::Source(
+            context.source.to_string_lossy().into_owned(),
+        )),
+        Request::Cache { action, path } => cache::act(context, peer, action, &path),
+        Request::Edit { path } => edit::edit(context, peer, &path),
+        Request::Commit => Err(Failure::new("nothing is locked", "ask for an edit first")),
     }
 }

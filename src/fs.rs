@@ -13,6 +13,7 @@ pub mod logfile;
 mod names;
 mod open;
 pub mod plain;
+pub mod walk;
 mod xattr;
 
 use std::ffi::OsStr;

@@ -9,6 +9,7 @@ pub mod build;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod counters;
 pub mod error;
 pub mod fs;
 pub mod fuse;

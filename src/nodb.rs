@@ -2,11 +2,13 @@
 
 pub mod append;
 pub mod attributes;
+pub mod cached;
 pub mod caller;
 pub mod commit;
 pub mod controller;
 pub mod debts;
 pub mod document;
+pub mod facts;
 pub mod generation;
 pub mod identity;
 pub mod leftovers;
@@ -24,6 +26,7 @@ pub mod session;
 pub mod session_lock;
 pub mod staging;
 mod told;
+pub mod transaction;
 pub mod writer;
 
 use std::ffi::OsStr;
@@ -197,6 +200,11 @@ impl Nodb {
     /// Where cache and locks live.
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// The path of the source as NoDb processes know it.
+    pub fn key_root(&self) -> &Path {
+        &self.settings.key_root
     }
 
     /// The largest document, in bytes.

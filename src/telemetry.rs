@@ -10,11 +10,9 @@ pub mod level;
 pub mod line;
 pub mod output;
 
-use std::collections::BTreeMap;
-
-use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
+use crate::counters;
 use crate::store::LockName;
 use channel::Runs;
 use event::Event;
@@ -22,19 +20,18 @@ use journal::Journals;
 use level::Level;
 
 /// The telemetry of a mount.
-///
-/// Lock order: each is taken alone.
 #[derive(Debug, Default)]
 pub struct Telemetry {
     journals: Journals,
     runs: Runs,
-    counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Telemetry {
     /// Something happened to a controller. Takes some microseconds and waits for nothing.
     pub fn note(&self, of: &LockName, event: &Event<'_>) {
-        *self.counts.lock().entry(event.kind()).or_default() += 1;
+        if let Some(counted) = event.counted() {
+            counters::count(counted);
+        }
         let level = event.level();
         if level < self.runs.level(&of.runid) && !event.is_always_shown() {
             return;
@@ -45,11 +42,6 @@ impl Telemetry {
             self.runs.publish(of, &message);
         }
         self.journals.add(of, line::line(of, level, &message));
-    }
-
-    /// How often each kind of event has happened.
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
-        self.counts.lock().clone()
     }
 
     /// What happened to whom.

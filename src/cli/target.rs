@@ -8,7 +8,8 @@ use clap::Args;
 
 use super::mount::MountArgs;
 use super::units;
-use crate::config::Config;
+use crate::build::names_redis;
+use crate::config::{Config, made_absolute};
 use crate::control::client::{Client, Located};
 use crate::hint::Hinted;
 
@@ -33,29 +34,38 @@ pub struct Offline {
     pub lock_wait: Option<Duration>,
 }
 
+/// Whether a command makes sense without a mount and without a Redis, with an embedded store of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Embedded {
+    /// The store is only needed for locks, and nobody else has any.
+    Fits,
+    /// What is asked about is the cache.
+    HasNoCache,
+}
+
 impl Offline {
-    /// Whoever answers for `path`, and the path below its source.
+    /// Whoever answers for `path`, and the path below its source: the daemon of the mount it lies on,
+    /// or of one over its directory, or else this process.
     ///
     /// # Errors
     /// The daemon cannot be asked; or, without one, source or store cannot be used.
-    pub fn reach(&self, path: &Path) -> Result<(Client, String)> {
-        let located = Located::find(path)?;
-        if let (Some(mounted), Some(relative), None, None) = (
-            &located.mounted,
-            located.relative(),
-            &self.redis,
-            &self.source,
-        ) {
-            return Ok((Client::of(mounted)?, text(relative)?));
+    pub fn reach(&self, path: &Path, embedded: Embedded) -> Result<(Client, String)> {
+        if self.redis.is_none() && self.source.is_none() {
+            let located = Located::find(path)?;
+            if let (Some(mounted), Some(below)) = (&located.mounted, located.below()) {
+                return Ok((Client::of(mounted)?, text(below)?));
+            }
+            if let Some((client, below)) = located.served()? {
+                return Ok((client, text(&below)?));
+            }
         }
-        let path = std::path::absolute(path)?;
-        let parent = || path.parent().unwrap_or(Path::new("/")).to_owned();
+        let path = made_absolute(path)?;
         let source = match &self.source {
-            Some(source) => std::path::absolute(source)?,
+            Some(source) => made_absolute(source)?,
             None if path.is_dir() => path.clone(),
-            None => parent(),
+            None => path.parent().unwrap_or(Path::new("/")).to_owned(),
         };
-        let relative = path.strip_prefix(&source).map_err(|_| {
+        let below = path.strip_prefix(&source).map_err(|_| {
             let what = format!("{} does not lie below {}", path.display(), source.display());
             Hinted::usage(what, "name a --source that contains it")
         })?;
@@ -68,7 +78,17 @@ impl Offline {
             state_dir: self.state_dir.clone(),
             ..MountArgs::default()
         })?;
-        Ok((Client::here(&config)?, text(relative)?))
+        if embedded == Embedded::HasNoCache && !names_redis(&config) {
+            return Err(Hinted::usage(
+                format!(
+                    "{} lies on no mount, and there is no Redis to ask",
+                    path.display()
+                ),
+                "give --redis URL, or set REDIS_URL",
+            )
+            .into());
+        }
+        Ok((Client::here(&config)?, text(below)?))
     }
 }
 

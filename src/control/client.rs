@@ -2,20 +2,26 @@
 //! process where there is none.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::server::{address, converse};
 use super::wire::Channel;
-use super::{Answer, Context, Failure, Request};
+use super::{Answer, Context, Request};
 use crate::build;
 use crate::config::Config;
 use crate::hint::Hinted;
 use crate::mount::Source;
 use crate::mount::table::{self, Mounted};
+
+/// How long a daemon may take to say how it is. One that is stopped takes for ever, and asking its store
+/// takes the store's own time limits.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A conversation with whoever answers.
 #[derive(Debug)]
@@ -44,16 +50,18 @@ impl Client {
         })
     }
 
+    /// With the daemon of a mount, for questions that every daemon answers at once.
+    pub fn briefly(mounted: &Mounted) -> Result<Self> {
+        let client = Self::of(mounted)?;
+        client.channel.stream().set_read_timeout(Some(PATIENCE))?;
+        Ok(client)
+    }
+
     /// With this process itself, which works on the source and the store that `config` names.
     pub fn here(config: &Config) -> Result<Self> {
         let (asking, answering) = UnixStream::pair()?;
         let built = build::offline(config, Source::open(&config.source)?)?;
-        let context = Context::new(
-            &built.fs,
-            config.source.clone(),
-            None,
-            config.state_dir.clone(),
-        );
+        let context = Context::new(&built.fs, config.source.clone(), None, config.read_only);
         let answer = move || {
             let _alive = built;
             converse(answering, &context);
@@ -72,14 +80,35 @@ impl Client {
         request: &Request,
         mut each: impl FnMut(Answer) -> Result<()>,
     ) -> Result<()> {
-        self.channel.send(request, &[])?;
-        loop {
-            match self.channel.receive()? {
-                Some((Answer::Done, _)) => return Ok(()),
-                Some((Answer::Failed(failure), _)) => return Err(failure.into_error()),
-                Some((answer, _)) => each(answer)?,
-                None => bail!("the daemon has hung up"),
+        self.send(request, &[])?;
+        while let Some((answer, _)) = self.hear()? {
+            each(answer)?;
+        }
+        Ok(())
+    }
+
+    /// Asks, with bytes behind the question.
+    pub fn send(&mut self, request: &Request, body: &[u8]) -> Result<()> {
+        let hung_up = "the daemon has hung up";
+        self.channel.send(request, body).context(hung_up)
+    }
+
+    /// The next answer and its bytes; `None`: that was the last.
+    ///
+    /// # Errors
+    /// A [`Failure`](super::Failure): it could not be done.
+    pub fn hear(&mut self) -> Result<Option<(Answer, Vec<u8>)>> {
+        let heard = self.channel.receive().map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                anyhow!("the daemon does not answer: is it stopped?")
             }
+            _ => error.into(),
+        });
+        match heard? {
+            Some((Answer::Done, _)) => Ok(None),
+            Some((Answer::Failed(failure), _)) => Err(failure.into()),
+            Some(answer) => Ok(Some(answer)),
+            None => bail!("the daemon has hung up"),
         }
     }
 }
@@ -90,15 +119,6 @@ impl Drop for Client {
         let _ = self.channel.stream().shutdown(std::net::Shutdown::Both);
         if let Some(here) = self.here.take() {
             let _ = here.join();
-        }
-    }
-}
-
-impl Failure {
-    fn into_error(self) -> anyhow::Error {
-        match self.hint.clone() {
-            Some(hint) => Hinted::failure(self.what, hint).into(),
-            None => self.into(),
         }
     }
 }
@@ -128,8 +148,38 @@ impl Located {
     }
 
     /// The path below its mount.
-    pub fn relative(&self) -> Option<&Path> {
+    pub fn below(&self) -> Option<&Path> {
         self.path.strip_prefix(&self.mounted.as_ref()?.at).ok()
+    }
+}
+
+impl Located {
+    /// The daemon that has the path below its source, and the path below that.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
+    pub fn served(&self) -> Result<Option<(Client, PathBuf)>> {
+        let mounts = table::all().context("cannot read the mount table")?;
+        for mounted in mounts.iter().filter(|mounted| mounted.is_ours()) {
+            // one that cannot be asked serves nobody
+            let Ok(mut client) = Client::briefly(mounted) else {
+                continue;
+            };
+            let mut source = None;
+            let asked = client.ask(&Request::Source, |answer| {
+                if let Answer::Source(path) = answer {
+                    source = Some(resolve(&mounts, Path::new(&path)));
+                }
+                Ok(())
+            });
+            if let (Ok(()), Some(source)) = (asked, source)
+                && let Ok(below) = self.path.strip_prefix(source)
+            {
+                client.channel.stream().set_read_timeout(None)?;
+                return Ok(Some((client, below.to_owned())));
+            }
+        }
+        Ok(None)
     }
 }
 

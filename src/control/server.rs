@@ -191,7 +191,7 @@ fn answer_all(stream: UnixStream, context: &Context) -> io::Result<()> {
     let max_payload = context.fs().map_or(0, |fs| fs.nodb().max_payload());
     let mut channel = Channel::new(stream, max_payload)?;
     loop {
-        let (request, body) = match channel.receive() {
+        let (request, _) = match channel.receive() {
             Ok(Some(asked)) => asked,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -206,7 +206,7 @@ fn answer_all(stream: UnixStream, context: &Context) -> io::Result<()> {
             channel: &mut channel,
             caller,
         };
-        let last = match handle(context, &mut peer, request, body) {
+        let last = match handle(context, &mut peer, request) {
             Ok(()) => Answer::Done,
             Err(failure) => Answer::Failed(failure),
         };

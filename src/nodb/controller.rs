@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::counters::{self, Counted};
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
@@ -36,6 +37,28 @@ pub struct Controller {
     log_files: Mutex<LogFiles>,
     /// Threads that are about to make the real log, and since when.
     loggers: Mutex<Vec<(u32, Instant)>>,
+    /// An [`Origin`].
+    read_from: AtomicU8,
+}
+
+/// Where the bytes of a read came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    Memory = 1,
+    Cache,
+    Disk,
+}
+
+impl Origin {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cache => "cache",
+            Self::Disk => "disk",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +112,7 @@ impl Controller {
             hits: AtomicU64::new(0),
             log_files: Mutex::default(),
             loggers: Mutex::default(),
+            read_from: AtomicU8::new(0),
         }
     }
 
@@ -112,12 +136,7 @@ impl Controller {
         own.any(|(_, since)| since.elapsed() < LOGGER)
     }
 
-    /// An `open` was answered from memory.
-    pub fn hit(&self) {
-        self.hits.fetch_add(1, Relaxed);
-    }
-
-    /// How many were since the last time this was asked.
+    /// How many `open`s were answered from memory since the last time this was asked.
     pub fn take_hits(&self) -> u64 {
         match self.hits.load(Relaxed) {
             0 => 0,
@@ -139,6 +158,26 @@ impl Controller {
         }
         let before = state.seen.replace(stamp);
         before.is_some_and(|before| before != stamp)
+    }
+
+    /// Somebody was given bytes that came from there.
+    pub fn read_from(&self, origin: Origin) {
+        counters::count(match origin {
+            Origin::Memory => Counted::FromMemory,
+            Origin::Cache => Counted::FromCache,
+            Origin::Disk => Counted::FromDisk,
+        });
+        self.read_from.store(origin as u8, Relaxed);
+        if origin == Origin::Memory {
+            self.hits.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Where the bytes of the last `open` for reading came from.
+    pub fn last_read_from(&self) -> Option<Origin> {
+        let last = self.read_from.load(Relaxed);
+        let all = [Origin::Memory, Origin::Cache, Origin::Disk];
+        all.into_iter().find(|origin| *origin as u8 == last)
     }
 
     /// The number of commits seen; to be read before the disk is looked at.
@@ -348,6 +387,29 @@ impl Controller {
         });
     }
 
+    /// The open writers' processes; 0 for one that cannot be seen.
+    pub fn writers(&self) -> Vec<u32> {
+        let writers = self.state.lock().writers.clone();
+        let writers = writers.iter().filter_map(Weak::upgrade);
+        writers
+            .filter(|writer| writer.is_open())
+            .map(|writer| writer.tgid)
+            .collect()
+    }
+
+    /// The leases that nodbfs holds for writers, with their processes and ages.
+    pub fn held(&self) -> Vec<(LockName, u32, Duration)> {
+        let state = self.state.lock();
+        let held = state.leases.iter().filter_map(|leased| {
+            let held = leased
+                .held
+                .upgrade()
+                .filter(|held| held.value().is_some())?;
+            Some((held.name().clone(), leased.tgid, leased.since.elapsed()))
+        });
+        held.collect()
+    }
+
     /// The leases that writers have held for longer than `limit`.
     fn overdue(&self, limit: Duration) -> Vec<Arc<Held>> {
         let state = self.state.lock();
@@ -433,6 +495,11 @@ impl Controllers {
                 });
             }
         }
+    }
+
+    /// The controllers that somebody has asked for.
+    pub fn known(&self) -> Vec<Arc<Controller>> {
+        self.known.lock().values().cloned().collect()
     }
 
     /// Forgets what nobody uses, and threads that never came back.

@@ -421,10 +421,7 @@ impl Locker {
                 (None, None) => Ok(()),
             };
             if let Err(error) = told {
-                let unreleased = Event::Fallback {
-                    to: "the lock's expiry",
-                    error: &error,
-                };
+                let unreleased = Event::Unreleased { error: &error };
                 self.telemetry.note(&name, &unreleased);
             }
         }
@@ -440,7 +437,7 @@ impl Locker {
         self.telemetry.note(name, &event);
     }
 
-    /// Who holds `name` now, in words; for `user.nodbfs.holder`.
+    /// Who holds `name` now, in words; for `user.nodbfs.lock`.
     pub fn holder(&self, name: &LockName) -> Result<Option<Holder>> {
         Ok(self.store.holder(name)?)
     }

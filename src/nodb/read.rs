@@ -13,12 +13,12 @@ use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::Place;
 use crate::fs::plain;
 use crate::nodb::Nodb;
-use crate::nodb::controller::Controller;
+use crate::nodb::controller::{Controller, Origin};
 use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::seal::Seal;
 use crate::store::Cached;
-use crate::telemetry::event::{Event, Source};
+use crate::telemetry::event::Event;
 
 /// How long a reader waits for an in-place writer (PROTOCOL.md 6) to finish its document.
 const TORN: Duration = Duration::from_millis(1000);
@@ -31,6 +31,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct Loaded {
     pub attr: Attr,
     pub payload: Arc<Payload>,
+    pub from: Origin,
 }
 
 impl Loaded {
@@ -79,6 +80,7 @@ impl Nodb {
         loop {
             let epoch = controller.epoch();
             let loaded = self.load(controller)?;
+            controller.read_from(loaded.from);
             if let Some(generation) = self.see(controller, epoch, &loaded.attr) {
                 controller.pin(tid, generation.id, &loaded.payload);
                 return Ok(generation);
@@ -96,11 +98,10 @@ impl Nodb {
         let attr = self.plain.stat_now(&controller.place);
         match attr {
             Ok(attr) if attr.stamp() == generation.stamp() && self.is_current(generation) => {
-                let payload = self.payloads.get(&attr);
-                if payload.is_some() {
-                    controller.hit();
-                }
-                Ok(payload)
+                Ok(self
+                    .payloads
+                    .get(&attr)
+                    .inspect(|_| controller.read_from(Origin::Memory)))
             }
             _ => {
                 controller.expect_reader(tid);
@@ -113,7 +114,10 @@ impl Nodb {
     pub fn open_cold(&self, generation: &Generation, tid: u32) -> Result<Arc<Payload>> {
         let controller = &generation.controller;
         match self.load(controller) {
-            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => Ok(loaded.payload),
+            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => {
+                controller.read_from(loaded.from);
+                Ok(loaded.payload)
+            }
             Ok(_) | Err(Error::Superseded) | Err(Error::Source(Errno::NOENT)) => {
                 controller.expect_reader(tid);
                 Err(Error::Superseded)
@@ -148,7 +152,11 @@ impl Nodb {
                 return Err(Error::Superseded);
             }
             if let Some(payload) = self.payloads.get(&attr) {
-                return Ok(Loaded { attr, payload });
+                return Ok(Loaded {
+                    attr,
+                    payload,
+                    from: Origin::Memory,
+                });
             }
             let key = self.cache_key(place)?;
             // a store that is away costs a read nothing but its speed
@@ -157,15 +165,18 @@ impl Nodb {
                 && let Some(bytes) = self.unseal(cached, &attr)
             {
                 let loaded = self.keep(attr, bytes);
-                self.loaded(controller, &loaded, Source::Entry);
+                self.loaded(controller, &loaded);
                 return Ok(loaded);
             }
             let Some((attr, payload)) = self.read_disk(place)? else {
                 continue;
             };
             let Payload::Bytes(bytes, _) = &payload else {
-                let payload = Arc::new(payload);
-                return Ok(Loaded { attr, payload });
+                return Ok(Loaded {
+                    attr,
+                    payload: Arc::new(payload),
+                    from: Origin::Disk,
+                });
             };
             let (payload, is_document) = match Document::parse(bytes) {
                 Ok(document) => (Payload::of_document(bytes.clone(), document), true),
@@ -182,15 +193,19 @@ impl Nodb {
             };
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
-            let loaded = Loaded { attr, payload };
+            let loaded = Loaded {
+                attr,
+                payload,
+                from: Origin::Disk,
+            };
             if let Some(controller) = controller {
                 self.identify_once(controller, &loaded.payload);
                 match &cached {
                     Ok(_) => self.note(controller, &Event::Missed),
-                    Err(error) => self.note(controller, &Event::Fallback { to: "disk", error }),
+                    Err(error) => self.note(controller, &Event::CacheAway { error }),
                 }
             }
-            self.loaded(controller, &loaded, Source::Disk);
+            self.loaded(controller, &loaded);
             if let (true, Ok(Some(seen))) = (is_document, &cached) {
                 self.warm(&key, seen, place, controller, &loaded);
             }
@@ -199,10 +214,10 @@ impl Nodb {
     }
 
     /// A document came from somewhere else than memory.
-    fn loaded(&self, controller: Option<&Controller>, loaded: &Loaded, from: Source) {
+    fn loaded(&self, controller: Option<&Controller>, loaded: &Loaded) {
         if let Some(controller) = controller {
             self.identify_once(controller, &loaded.payload);
-            let size = loaded.attr.size;
+            let (from, size) = (loaded.from, loaded.attr.size);
             self.note(controller, &Event::Loaded { from, size });
         }
     }
@@ -210,17 +225,22 @@ impl Nodb {
     fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
         let payload = Arc::new(Payload::of(Arc::new(bytes)));
         self.payloads.put(&attr, &payload);
-        Loaded { attr, payload }
+        Loaded {
+            attr,
+            payload,
+            from: Origin::Cache,
+        }
     }
 
-    fn unseal(&self, cached: &Cached, attr: &Attr) -> Option<Vec<u8>> {
+    /// The exact bytes of the file that `attr` describes, if entry and seal are of that.
+    pub fn unseal(&self, cached: &Cached, attr: &Attr) -> Option<Vec<u8>> {
         let seal = Seal::from_bytes(cached.seal.as_deref()?)?;
         let bytes = seal.open(cached.entry.as_deref()?, attr.signature())?;
         (bytes.len() as u64 == attr.size).then_some(bytes)
     }
 
     /// The file's bytes with the attributes they belong to; `None`: it changed meanwhile.
-    fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
+    pub fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
         let fd = self.open_lower(place)?;
         let attr = Attr::of_fd(&fd).in_step("stat the controller")?;
         if attr.size > self.settings.max_payload {
@@ -249,7 +269,7 @@ impl Nodb {
         controller: Option<&Controller>,
         loaded: &Loaded,
     ) {
-        let Loaded { attr, payload } = loaded;
+        let Loaded { attr, payload, .. } = loaded;
         let (Payload::Bytes(bytes, _), Some(document)) = (&**payload, payload.document()) else {
             return;
         };

@@ -267,7 +267,6 @@ mod tests {
                 "{omni}"
             );
         }
-        assert_eq!(telemetry.counts()["trigger"], 2);
     }
 
     #[test]
@@ -297,6 +296,5 @@ mod tests {
         ] {
             assert_eq!(all.contains(words), there, "{words}: {all}");
         }
-        assert_eq!(telemetry.counts()["changed"], 4);
     }
 }

@@ -5,7 +5,9 @@ mod text;
 use std::fmt::Display;
 use std::time::Duration;
 
+use crate::counters::Counted;
 use crate::error::{Errno, Error};
+use crate::nodb::controller::Origin;
 use crate::nodb::session::command_of;
 use crate::telemetry::level::Level;
 
@@ -26,14 +28,6 @@ impl Who {
             command: command_of(pid).unwrap_or_default(),
         }
     }
-}
-
-/// Where the bytes of an `open` came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The payload cache's entry, proved by its seal.
-    Entry,
-    Disk,
 }
 
 /// What happened to a controller.
@@ -107,14 +101,17 @@ pub enum Event<'a> {
     },
     /// An `open` had to load the document.
     Loaded {
-        from: Source,
+        from: Origin,
         size: u64,
     },
     /// The cache's entry did not hold what is on disk.
     Missed,
-    /// Something could not be had from where it should come, and came from elsewhere.
-    Fallback {
-        to: &'static str,
+    /// The cache could not be asked, and the disk was read.
+    CacheAway {
+        error: &'a dyn Display,
+    },
+    /// The lock could not be given back, and will expire.
+    Unreleased {
         error: &'a dyn Display,
     },
     /// The cache's entry was put.
@@ -187,37 +184,37 @@ impl<'a> Trigger<'a> {
 }
 
 impl Event<'_> {
-    /// What kind of event it is: one word, for counters.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::LockWaits { .. } => "lock_waits",
-            Self::LockTaken { .. } => "lock_taken",
-            Self::LockRefused { .. } => "lock_refused",
-            Self::LockAdopted { .. } => "lock_adopted",
-            Self::LockVouched => "lock_vouched",
-            Self::LockRenewed { .. } => "lock_renewed",
-            Self::LockLost { .. } => "lock_lost",
-            Self::LockReleased { .. } => "lock_released",
-            Self::LockForced { .. } => "lock_forced",
-            Self::Committed { .. } => "committed",
-            Self::Refused { .. } => "refused",
-            Self::Kept { .. } => "kept",
-            Self::Removed => "removed",
-            Self::Hits { .. } => "hits",
-            Self::Loaded { .. } => "loaded",
-            Self::Missed => "missed",
-            Self::Fallback { .. } => "fallback",
-            Self::Refreshed { .. } => "refreshed",
-            Self::Evicted { .. } => "evicted",
-            Self::Owed { .. } => "owed",
-            Self::Changed { .. } => "changed",
-            Self::Message { .. } => "message",
-            Self::Trigger { .. } => "trigger",
-            Self::Following { .. } => "following",
-            Self::LevelSet { .. } => "level_set",
-            Self::LevelUnknown { .. } => "level_unknown",
-            Self::ByHand { .. } => "by_hand",
-        }
+    /// As what it is counted; what is counted elsewhere, or not at all, is none.
+    pub fn counted(&self) -> Option<Counted> {
+        Some(match self {
+            Self::LockWaits { .. } => Counted::LockWaits,
+            Self::LockTaken { .. } => Counted::LockTaken,
+            Self::LockRefused { .. } => Counted::LockRefused,
+            Self::LockAdopted { .. } | Self::LockVouched => Counted::LockAdopted,
+            Self::LockRenewed { .. } => Counted::LockRenewed,
+            Self::LockLost { .. } => Counted::LockLost,
+            Self::LockReleased { .. } => Counted::LockReleased,
+            Self::LockForced { .. } => Counted::LockForced,
+            Self::Committed { .. } => Counted::Committed,
+            Self::Refused { .. } => Counted::Refused,
+            Self::Kept { .. } => Counted::Kept,
+            Self::Removed => Counted::Removed,
+            Self::Missed => Counted::CacheMiss,
+            Self::CacheAway { .. } => Counted::CacheAway,
+            Self::Refreshed { .. } => Counted::CacheRefreshed,
+            Self::Evicted { .. } => Counted::CacheEvicted,
+            Self::Changed { .. } => Counted::ChangedElsewhere,
+            Self::Message { .. } => Counted::Message,
+            Self::Trigger { .. } => Counted::Trigger,
+            Self::Hits { .. }
+            | Self::Loaded { .. }
+            | Self::Unreleased { .. }
+            | Self::Owed { .. }
+            | Self::Following { .. }
+            | Self::LevelSet { .. }
+            | Self::LevelUnknown { .. }
+            | Self::ByHand { .. } => return None,
+        })
     }
 
     /// How loud it is.
@@ -227,7 +224,8 @@ impl Event<'_> {
             | Self::LockLost { .. }
             | Self::LockForced { .. }
             | Self::Kept { .. }
-            | Self::Fallback { .. }
+            | Self::CacheAway { .. }
+            | Self::Unreleased { .. }
             | Self::Owed { .. }
             | Self::LevelUnknown { .. } => Level::Warning,
             Self::Refused { error } if error.errno() == Errno::IO => Level::Error,

@@ -3,9 +3,10 @@
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
-use super::{Event, Source, Who};
-use crate::error::Error;
+use super::{Event, Who};
+use crate::error::{Errno, Error};
 use crate::nodb::caller;
+use crate::nodb::controller::Origin;
 
 impl Who {
     fn write(&self, line: &mut Line<'_>) {
@@ -115,20 +116,14 @@ impl Event<'_> {
             }
             Self::Hits { times } => line.field("times", times),
             Self::Loaded { from, size } => {
-                let from = match from {
-                    Source::Entry => "entry",
-                    Source::Disk => "disk",
-                };
-                line.field("from", from);
+                line.field("from", from.name());
                 line.field("size", size);
             }
-            Self::Fallback { to, error } => {
-                line.field("to", to);
+            Self::CacheAway { error } | Self::Unreleased { error } | Self::Owed { error } => {
                 line.field("reason", error);
             }
             Self::Refreshed { size } => line.field("size", size),
             Self::Evicted { entries } => line.field("entries", entries),
-            Self::Owed { error } => line.field("reason", error),
             Self::Changed { size } => line.field("size", size),
             Self::Message { channel, text } => {
                 line.field("channel", channel);
@@ -172,12 +167,13 @@ impl Event<'_> {
             Self::Kept { .. } => "refused content kept",
             Self::Removed => "removed",
             Self::Hits { .. } => "cache hit: opened from memory",
-            Self::Loaded { from, .. } => match from {
-                Source::Entry => "cache hit: loaded",
-                Source::Disk => "loaded",
-            },
+            Self::Loaded {
+                from: Origin::Disk, ..
+            } => "loaded",
+            Self::Loaded { .. } => "cache hit: loaded",
             Self::Missed => "cache miss",
-            Self::Fallback { .. } => "fallback",
+            Self::CacheAway { .. } => "cache fallback: read from disk",
+            Self::Unreleased { .. } => "lock fallback: not released, it will expire",
             Self::Refreshed { .. } => "cache refreshed",
             Self::Evicted { .. } => "cache entries removed",
             Self::Owed { .. } => "cache debt: to be told later",
@@ -194,9 +190,36 @@ impl Event<'_> {
 }
 
 fn refusal(line: &mut Line<'_>, error: &Error) {
-    // rustix names an errno only in its Debug form
-    line.field("errno", format_args!("{:?}", error.errno()));
+    match name_of(error.errno()) {
+        Some(name) => line.field("errno", name),
+        None => line.field("errno", error.errno().raw_os_error()),
+    }
     line.field("reason", error);
+}
+
+/// The names of what operations on controllers are answered with.
+fn name_of(errno: Errno) -> Option<&'static str> {
+    Some(match errno {
+        Errno::ACCESS => "EACCES",
+        Errno::AGAIN => "EAGAIN",
+        Errno::BADMSG => "EBADMSG",
+        Errno::BUSY => "EBUSY",
+        Errno::COMM => "ECOMM",
+        Errno::DQUOT => "EDQUOT",
+        Errno::EXIST => "EEXIST",
+        Errno::FBIG => "EFBIG",
+        Errno::INTR => "EINTR",
+        Errno::INVAL => "EINVAL",
+        Errno::IO => "EIO",
+        Errno::MSGSIZE => "EMSGSIZE",
+        Errno::NOENT => "ENOENT",
+        Errno::NOLCK => "ENOLCK",
+        Errno::NOSPC => "ENOSPC",
+        Errno::PERM => "EPERM",
+        Errno::ROFS => "EROFS",
+        Errno::STALE => "ESTALE",
+        _ => return None,
+    })
 }
 
 /// A duration as people read it: three digits are enough.
