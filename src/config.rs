@@ -59,6 +59,8 @@ pub struct Config {
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes; zero: none.
     pub cache_size: u64,
+    /// Whether nodbfs's own events are published on the status channels.
+    pub publish_events: bool,
     /// Refuse every change.
     pub read_only: bool,
     /// Let other users in.
@@ -142,6 +144,7 @@ impl Config {
             lock_wait: args.lock_wait.or(options.lock_wait).unwrap_or(LOCK_WAIT),
             max_payload,
             cache_size: args.cache_size.or(options.cache_size).unwrap_or(CACHE_SIZE),
+            publish_events: args.publish_events || options.publish_events,
             read_only: args.read_only || options.read_only,
             allow_other: args.allow_other || options.allow_other,
             nonempty: options.nonempty,
@@ -166,7 +169,7 @@ impl Config {
 
 /// As [`std::path::absolute`], which leaves symlinks alone, but seen from the shell's working
 /// directory: `$PWD` keeps the symlinks through which the user came, `getcwd` does not.
-fn made_absolute(path: &Path) -> Result<PathBuf> {
+pub fn made_absolute(path: &Path) -> Result<PathBuf> {
     let pwd = env::var_os("PWD")
         .map(PathBuf::from)
         .filter(|pwd| pwd.is_absolute() && same_directory(pwd));

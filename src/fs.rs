@@ -3,14 +3,18 @@
 
 pub mod attr;
 pub mod credentials;
+mod data;
 pub mod flush;
 pub mod handle;
 pub mod inode;
 pub mod local;
+pub mod lockfile;
+pub mod logfile;
 mod names;
 mod open;
 pub mod pages;
 pub mod plain;
+pub mod walk;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -30,7 +34,7 @@ use crate::nodb::staging::Staging;
 use crate::node::{Node, goes_with_controllers, is_controller, is_dump, is_hidden};
 use attr::Attr;
 use credentials::Caller;
-use handle::{DirEntry, Handle, Handles};
+use handle::{DirEntry, Handles};
 use inode::{Inode, Place};
 use pages::Treat;
 use plain::{Plain, SetAttr};
@@ -191,6 +195,8 @@ impl Fs {
                 Ok((attr, generation_ttl(&attr)))
             }
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
+            Node::Lock(file) => Ok((file.attr(), Duration::ZERO)),
+            Node::Log(file) => Ok((file.attr(), Duration::ZERO)),
         }
     }
 
@@ -201,8 +207,8 @@ impl Fs {
                 .places()
                 .first()
                 .is_some_and(|place| is_controller(&place.name)),
-            Ok(Node::Generation(_)) => true,
-            Ok(Node::Staging(_)) | Err(_) => false,
+            Ok(Node::Generation(_) | Node::Lock(_)) => true,
+            Ok(Node::Staging(_) | Node::Log(_)) | Err(_) => false,
         }
     }
 
@@ -246,6 +252,8 @@ impl Fs {
                 drop(draft);
                 Ok((staging.attr(), Duration::ZERO))
             }
+            Node::Lock(file) => Ok((self.nodb.set_lock(&file, set, caller)?, Duration::ZERO)),
+            Node::Log(file) => Ok((self.nodb.set_log(&file, set)?, Duration::ZERO)),
         }
     }
 
@@ -275,6 +283,8 @@ impl Fs {
             Node::Plain(inode) => self.plain.statfs(&inode),
             Node::Generation(generation) => self.plain.statfs(&generation.controller.place.dir),
             Node::Staging(staging) => self.plain.statfs(&staging.controller.place.dir),
+            Node::Lock(file) => self.plain.statfs(&file.place.dir),
+            Node::Log(file) => self.plain.statfs(&file.controller.place.dir),
         }
     }
 
@@ -347,107 +357,6 @@ impl Fs {
         Ok((self.plain_entry(&listed.name, &inode, attr), true))
     }
 
-    /// Reads of an open file at most `size` bytes.
-    pub fn read(&self, handle: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => plain::read(&fd, offset, size),
-            Handle::Reader(payload) => payload.read(offset, size),
-            Handle::Writer(writer) => Ok(writer.read(offset, size)),
-            Handle::Dir(_) => Err(Errno::ISDIR.into()),
-        }
-    }
-
-    /// Writes to an open file. With `kill_privileges`, the caller is nobody whose set-uid bits stay.
-    pub fn write(
-        &self,
-        handle: u64,
-        offset: u64,
-        data: &[u8],
-        kill_privileges: bool,
-    ) -> Result<usize> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => {
-                let written = plain::write(&fd, offset, data)?;
-                if kill_privileges {
-                    plain::kill_privileges(&*fd)?;
-                }
-                Ok(written)
-            }
-            Handle::Writer(writer) => {
-                let at = (!writer.append).then_some(offset);
-                let max = self.nodb.max_payload();
-                let written = writer.staging.draft().write(at, data, max);
-                written
-                    .inspect_err(|error| self.nodb.refused(&writer.staging.controller, error))?;
-                Ok(data.len())
-            }
-            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
-        }
-    }
-
-    /// `fallocate`.
-    pub fn fallocate(
-        &self,
-        handle: u64,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        caller: Caller,
-    ) -> Result<()> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => plain::allocate(&fd, mode, offset, length, caller),
-            Handle::Writer(writer) => {
-                let mut draft = writer.staging.draft();
-                let end = offset.saturating_add(length);
-                match mode & !libc::FALLOC_FL_KEEP_SIZE {
-                    0 => {}
-                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => {
-                        draft.zero(offset, length)
-                    }
-                    _ => return Err(Errno::OPNOTSUPP.into()),
-                }
-                if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > draft.content.len() as u64 {
-                    draft.resize(end, self.nodb.max_payload())?;
-                }
-                Ok(())
-            }
-            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
-        }
-    }
-
-    /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`: a controller has no holes.
-    pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
-        let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
-        let id_size = match self.handles.get(handle)? {
-            Handle::File(fd) => return plain::seek_to(&fd, offset, whence),
-            Handle::Reader(payload) => payload.size()?,
-            Handle::Writer(writer) => writer.staging.draft().content.len() as u64,
-            Handle::Dir(_) => return Err(Errno::ISDIR.into()),
-        };
-        match whence {
-            _ if offset >= id_size => Err(Errno::NXIO.into()),
-            libc::SEEK_DATA => Ok(offset),
-            libc::SEEK_HOLE => Ok(id_size),
-            _ => Err(Errno::INVAL.into()),
-        }
-    }
-
-    /// `copy_file_range` between plain files. EXDEV otherwise: the kernel then copies by itself.
-    pub fn copy_file_range(
-        &self,
-        from: (u64, u64),
-        to: (u64, u64),
-        length: usize,
-        caller: Caller,
-    ) -> Result<usize> {
-        match (self.handles.get(from.0)?, self.handles.get(to.0)?) {
-            (Handle::File(source), Handle::File(target)) => {
-                plain::copy(&source, from.1, &target, to.1, length, caller)
-            }
-            _ => Err(Errno::XDEV.into()),
-        }
-    }
-
     /// A symlink; also under a controller's name, as child runs have them (PROTOCOL.md 1).
     pub fn symlink(
         &self,
@@ -456,9 +365,9 @@ impl Fs {
         target: &Path,
         caller: Caller,
     ) -> Result<Entry> {
-        let (inode, attr) = self
-            .plain
-            .symlink(&self.place(parent, name)?, target, caller)?;
+        let place = self.place(parent, name)?;
+        self.is_no_lock(&place, caller)?;
+        let (inode, attr) = self.plain.symlink(&place, target, caller)?;
         Ok(self.plain_entry(name, &inode, attr))
     }
 
@@ -470,9 +379,9 @@ impl Fs {
         umask: u32,
         caller: Caller,
     ) -> Result<Entry> {
-        let (inode, attr) = self
-            .plain
-            .mkdir(&self.place(parent, name)?, mode, umask, caller)?;
+        let place = self.place(parent, name)?;
+        self.is_no_lock(&place, caller)?;
+        let (inode, attr) = self.plain.mkdir(&place, mode, umask, caller)?;
         Ok(self.plain_entry(name, &inode, attr))
     }
 

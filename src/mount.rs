@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::panic;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use session::THREADS;
 pub use source::{ClaimedSource, Source};
 
 use crate::config::Config;
+use crate::control;
 
 /// How long programs that have files open on the mount may go on when the daemon is told to end.
 /// Enough for a save that is under way, and well below systemd's 90 s for stopping a service.
@@ -44,6 +46,8 @@ pub struct Built<F> {
     pub filesystem: F,
     /// Called once with the way to notify the kernel, before any request is served.
     pub connected: Box<dyn FnOnce(fuser::Notifier)>,
+    /// What is answered beside the mount.
+    pub control: Arc<control::Context>,
 }
 
 /// What happens to a mount.
@@ -84,6 +88,7 @@ where
     let Built {
         filesystem,
         connected,
+        control,
     } = build(config, source)?;
     if pipe.is_some() {
         // a daemon keeps no file system busy. After the build, which may read files that the
@@ -112,6 +117,8 @@ where
         pipe,
         dev: None,
         presence: None,
+        control,
+        server: None,
     }
     .live();
     info!("ended");
@@ -144,6 +151,8 @@ struct Life<'a> {
     /// Known once it answers.
     dev: Option<(u32, u32)>,
     presence: Option<UnixListener>,
+    control: Arc<control::Context>,
+    server: Option<control::server::Server>,
 }
 
 impl Life<'_> {
@@ -182,6 +191,9 @@ impl Life<'_> {
     fn answers(&mut self, dev: (u32, u32)) -> Result<()> {
         self.dev = Some(dev);
         self.presence = presence::announce(dev);
+        self.server = control::server::Server::start(dev, self.control.clone())
+            .inspect_err(|cause| warn!("nothing is answered beside the mount: {cause}"))
+            .ok();
         info!(
             "{} is mounted at {}",
             self.config.source.display(),

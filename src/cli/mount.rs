@@ -10,13 +10,13 @@ use tracing::level_filters::LevelFilter;
 use super::units;
 use crate::config::Config;
 use crate::mount::{Built, Source, background};
-use crate::telemetry;
+use crate::telemetry::output;
 
 /// Mount SOURCE at MOUNTPOINT
 ///
 /// SOURCE is one run directory or a whole tree of runs. MOUNTPOINT may be SOURCE itself: programs
 /// then work through nodbfs without knowing it.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct MountArgs {
     /// The directory to mount
     pub source: PathBuf,
@@ -59,6 +59,10 @@ pub struct MountArgs {
     /// Memory for documents kept at hand [default: 256MiB]
     #[arg(long, value_name = "BYTES", value_parser = units::size)]
     pub cache_size: Option<u64>,
+    /// Publish commits, refusals and lock events on the controllers' status channels, where browsers show
+    /// them; the virtual logs have them in any case
+    #[arg(long)]
+    pub publish_events: bool,
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
@@ -113,7 +117,7 @@ where
 {
     let config = Config::resolve(args)?;
     if config.foreground {
-        telemetry::init(&config.log)?;
+        output::init(&config.log)?;
         crate::mount::run(&config, build, None)?;
         Ok(ExitCode::SUCCESS)
     } else if background::is_daemon() {

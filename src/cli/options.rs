@@ -26,6 +26,7 @@ pub struct Options {
     pub log_level: Option<Level>,
     pub log_file: Option<PathBuf>,
     pub fsname: Option<String>,
+    pub publish_events: bool,
     pub read_only: bool,
     pub allow_other: bool,
     pub nonempty: bool,
@@ -80,7 +81,7 @@ const IGNORED: &[&str] = &[
 ];
 
 const KNOWN: &str = "redis=URL, key_root=PATH, lock_wait=DURATION, max_hold=DURATION, lease_ttl=DURATION, name_ttl=DURATION, plain_ttl=DURATION, max_payload=SIZE, cache_size=SIZE, \
-     state_dir=PATH, log_level=LEVEL, log_file=PATH, fsname=NAME, ro, rw, allow_other, nonempty, foreground, \
+     state_dir=PATH, log_level=LEVEL, log_file=PATH, fsname=NAME, publish_events, ro, rw, allow_other, nonempty, foreground, \
      dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync; \
      those of mount(8) such as auto, user, nofail, _netdev, x-* are accepted and ignored";
 
@@ -145,6 +146,7 @@ impl Options {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "allow_other" => self.allow_other = true,
+            "publish_events" => self.publish_events = true,
             "nonempty" => self.nonempty = true,
             "foreground" => self.foreground = true,
             "dev" | "nodev" => self.flags.dev = name == "dev",

@@ -18,9 +18,13 @@ use crate::node::Node;
 const OWN: &[u8] = b"user.nodbfs.";
 
 impl Fs {
-    /// Whether reading this attribute may wait: only controllers' own do.
-    pub fn getxattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
-        is_own(name) && !matches!(self.plain.inodes.get(id), Ok(Node::Plain(_)))
+    /// Whether reading or changing this attribute may wait: only controllers' own do.
+    pub fn xattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
+        is_own(name)
+            && !matches!(
+                self.plain.inodes.get(id),
+                Ok(Node::Plain(_) | Node::Lock(_) | Node::Log(_))
+            )
     }
 
     /// One attribute; for `size` 0, how large it is.
@@ -30,6 +34,7 @@ impl Fs {
             // the kernel asks before a writer's first byte; a document has no capabilities
             Node::Staging(_) if name == "security.capability" => return Err(Errno::NODATA.into()),
             Node::Staging(staging) if staging.is_newborn() => return Err(Errno::NODATA.into()),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::NODATA.into()),
             node => controller_of(node)?,
         };
         if !is_own(name) {
@@ -48,6 +53,7 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.listxattr(&inode, size),
             Node::Staging(staging) if staging.is_newborn() => Ok(XattrReply::none(size)),
+            Node::Lock(_) | Node::Log(_) => Ok(XattrReply::none(size)),
             node => list_xattrs(&self.lower(&*controller_of(node)?)?, size),
         }
     }
@@ -55,7 +61,8 @@ impl Fs {
     pub fn setxattr(&self, id: u64, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags),
-            _ if is_own(name) => Err(Errno::PERM.into()),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::OPNOTSUPP.into()),
+            node if is_own(name) => self.nodb.act(&*controller_of(node)?, name),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
             node => {
@@ -73,6 +80,9 @@ impl Fs {
     pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::NODATA.into()),
+            // there is nothing of this name that could be removed, but the entry
+            node if name == "user.nodbfs.evict" => self.nodb.act(&*controller_of(node)?, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
             node => Ok(removexattr(
@@ -94,7 +104,9 @@ fn controller_of(node: Node) -> Result<Arc<Controller>> {
             Ok(generation.controller.clone())
         }
         Node::Staging(staging) => Ok(staging.controller.clone()),
-        Node::Generation(_) | Node::Plain(_) => Err(Error::Superseded),
+        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) | Node::Log(_) => {
+            Err(Error::Superseded)
+        }
     }
 }
 

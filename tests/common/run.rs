@@ -159,6 +159,12 @@ impl Run {
         Some(String::from_utf8_lossy(&value[..size]).into_owned())
     }
 
+    /// Whether anybody holds the lock, as the mount says it.
+    pub fn is_locked(&self, name: &str) -> bool {
+        let holder = self.attribute(name, "lock");
+        holder.is_some_and(|holder| !holder.is_empty())
+    }
+
     /// The documents that were refused and kept.
     pub fn rejected(&self) -> Vec<PathBuf> {
         self.mount.rejected()
@@ -193,7 +199,7 @@ impl Run {
         });
         assert_eq!(listing(self.mount.path()), listing(self.source()));
         if self.redis.is_none() {
-            assert_eq!(self.attribute(name, "holder"), None);
+            assert!(!self.is_locked(name));
             return;
         }
         assert_eq!(self.lock(name), None);
@@ -211,7 +217,7 @@ impl Run {
                 Some(_) => {
                     self.lock(name).is_none() && self.mirror(name).as_deref() != Some("true")
                 }
-                None => self.attribute(name, "holder").is_none(),
+                None => !self.is_locked(name),
             }
         });
     }

@@ -1,0 +1,438 @@
+//! `x.nodb.lock`, a virtual file that is there exactly while the lock of `x.nodb` is held. Reading
+//! it says by whom; creating it takes the lock for the caller's session, removing it gives it back.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, Mode, OFlags, openat};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::error::{Errno, Error, Result};
+use crate::fs::attr::{Attr, Ident};
+use crate::fs::credentials::Caller;
+use crate::fs::inode::Place;
+use crate::fs::plain::{self, SetAttr};
+use crate::nodb::Nodb;
+use crate::nodb::commit::lock_of;
+use crate::nodb::document::Document;
+use crate::nodb::generation::window;
+use crate::nodb::lock::Asking;
+use crate::nodb::session::{Session, command_of};
+use crate::nodb::session_lock::{Said, SessionLock, Through};
+use crate::nodb::staging::newborn;
+use crate::store::lease::Held;
+use crate::store::{Holder, LockName, payload};
+
+/// More than anybody has to say of a lock, in bytes.
+const MOST_SAID: usize = 64 << 10;
+
+/// Labels are shown up to here, in characters.
+const LABEL: usize = 1000;
+
+/// The file of one controller's lock, as an inode of the kernel's: one for all that ever hold it.
+#[derive(Debug)]
+pub struct LockFile {
+    /// The number by which the kernel knows it.
+    pub id: u64,
+    /// Where `x.nodb` lies.
+    pub place: Place,
+    /// What the last look at the lock gave.
+    shown: Mutex<Attr>,
+}
+
+impl LockFile {
+    /// What was seen last: the kernel asks right after a look.
+    pub fn attr(&self) -> Attr {
+        *self.shown.lock()
+    }
+}
+
+/// An open file description of a lock's file.
+#[derive(Debug)]
+pub struct OpenLock {
+    pub file: Arc<LockFile>,
+    /// What is read: one content, whatever becomes of the lock.
+    content: Vec<u8>,
+    /// The lock, for whom it was opened to write, and what has been written.
+    lock: Option<(Arc<SessionLock>, Mutex<Vec<u8>>)>,
+}
+
+impl OpenLock {
+    /// At most `size` bytes from `offset` on.
+    pub fn read(&self, offset: u64, size: usize) -> Vec<u8> {
+        window(&self.content, offset, size).to_vec()
+    }
+
+    /// Of what is read, in bytes.
+    pub fn size(&self) -> u64 {
+        self.content.len() as u64
+    }
+}
+
+/// The lock files that the kernel knows.
+///
+/// Lock order: `known` is taken alone; neither it nor a file's `shown` is held across I/O.
+#[derive(Debug, Default)]
+pub struct LockFiles {
+    known: Mutex<HashMap<(Ident, OsString), Weak<LockFile>>>,
+}
+
+impl LockFiles {
+    /// Forgets what the kernel has forgotten.
+    pub fn sweep(&self) {
+        let mut known = self.known.lock();
+        known.retain(|_, file| file.strong_count() > 0);
+    }
+}
+
+/// What can be said of a lock that is held.
+#[derive(Debug)]
+struct Seen {
+    name: LockName,
+    holder: Holder,
+    own: Option<Own>,
+}
+
+/// A lock that this mount has taken.
+#[derive(Debug)]
+enum Own {
+    Session(Arc<SessionLock>),
+    /// For the writers of a process.
+    Writer(u32, Arc<Held>),
+}
+
+impl Nodb {
+    /// The lock that `x.nodb` at `place` has or, if it does not exist yet, would have. ENOENT: what is
+    /// there is no file, and has none.
+    fn lock_name(&self, place: &Place) -> Result<LockName> {
+        let identity = match self.plain.stat(place) {
+            Ok(attr) if attr.file_type() == FileType::Symlink => {
+                // as child runs have them: the parent's document says whose lock it is
+                let document = self.read_through(place);
+                self.identify(document.as_ref(), place)?
+            }
+            Ok(attr) if attr.is_file() => {
+                let loaded = self.load_from(place, false)?;
+                self.identify(loaded.payload.document(), place)?
+            }
+            Ok(_) => return Err(Errno::NOENT.into()),
+            Err(Error::Source(Errno::NOENT)) => self.identify(None, place)?,
+            Err(error) => return Err(error),
+        };
+        Ok(lock_of(&identity))
+    }
+
+    /// The document that a symlink leads to, if it does.
+    fn read_through(&self, place: &Place) -> Option<Document> {
+        let dir = self.plain.inodes.fd(&place.dir).ok()?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd: OwnedFd = openat(&*dir, &place.name, flags, Mode::empty()).ok()?;
+        let attr = Attr::of_fd(&fd).ok()?;
+        let fits = attr.is_file() && attr.size <= self.settings.max_payload;
+        let read = || plain::read(&fd, 0, usize::try_from(attr.size).ok()?).ok();
+        Document::parse(&fits.then(read)??).ok()
+    }
+
+    /// Who holds the lock of `x.nodb` at `place`. ENOENT: nobody.
+    fn see_lock(&self, place: &Place, caller: Caller) -> Result<Seen> {
+        let name = self.lock_name(place)?;
+        // before the store is asked: what is taken meanwhile is not lost because it was not there
+        let session = self.locker.sessions.get(&name);
+        let holder = self.store.seen_holder(&name)?;
+        let is_its = |lock: &Arc<SessionLock>| holder.as_ref().is_some_and(|now| lock.is(now));
+        if let Some(lost) = session.as_ref().filter(|lock| !is_its(lock))
+            && lost.serves(caller.tid)
+        {
+            // it sees now what has become of its lock, and may go on without
+            self.locker.sessions.remove(lost);
+        }
+        let own = session.filter(is_its).map(Own::Session);
+        let holder = holder.ok_or(Errno::NOENT)?;
+        let own = own.or_else(|| {
+            let (process, held) = self.controllers.get(place)?.leased_to(&name)?;
+            let ours = payload::same(&holder.value, &held.value()?);
+            ours.then_some(Own::Writer(process, held))
+        });
+        Ok(Seen { name, holder, own })
+    }
+
+    /// The file that shows the lock of `x.nodb` at `place`. ENOENT: nobody holds it.
+    pub fn lock_file(&self, place: &Place, caller: Caller) -> Result<Arc<LockFile>> {
+        let seen = self.see_lock(place, caller)?;
+        self.show(place, &seen)
+    }
+
+    /// The kernel's inode for `seen`, which shows it from now on.
+    fn show(&self, place: &Place, seen: &Seen) -> Result<Arc<LockFile>> {
+        let dir = self.plain.getattr(&place.dir)?;
+        // whoever may write the directory may take a lock in it
+        let mode = 0o444 | (dir.mode & 0o222);
+        let (mode, uid) = match &seen.own {
+            Some(Own::Session(lock)) => (mode | 0o200, lock.uid),
+            _ => (mode, dir.uid),
+        };
+        let mut attr = newborn(0, mode, uid, dir.gid);
+        attr.size = seen.content().len() as u64;
+        attr.blocks = attr.size.div_ceil(512);
+        let key = (place.dir.ident, place.name.clone());
+        let mut known = self.lock_files.known.lock();
+        let file = known.get(&key).and_then(Weak::upgrade);
+        let file = file.filter(|file| Arc::ptr_eq(&file.place.dir, &place.dir));
+        let file = file.unwrap_or_else(|| {
+            let file = Arc::new(LockFile {
+                id: self.plain.inodes.fresh_id(),
+                place: place.clone(),
+                shown: Mutex::new(attr),
+            });
+            known.insert(key, Arc::downgrade(&file));
+            file
+        });
+        drop(known);
+        attr.ident.ino = file.id;
+        let since = seen.holder.acquired_at();
+        let since = since.unwrap_or_else(|| file.attr().mtime);
+        (attr.atime, attr.mtime, attr.ctime) = (since, since, since);
+        *file.shown.lock() = attr;
+        Ok(file)
+    }
+
+    /// Opens the file of a lock: to see who holds it or, if the flags say that it is to be written, to
+    /// have it. The kernel has found it, so `O_CREAT` and `O_EXCL` are not among them.
+    ///
+    /// Errors: ESTALE (it is free by now, look again); those of [`Nodb::create_lock`].
+    pub fn open_lock(&self, file: &LockFile, writes: bool, asking: Asking) -> Result<OpenLock> {
+        let place = &file.place;
+        let seen = match self.see_lock(place, asking.caller) {
+            Err(Error::Source(Errno::NOENT)) if !writes => return Err(Error::Superseded),
+            seen => seen,
+        };
+        if !writes {
+            let seen = seen?;
+            return Ok(OpenLock {
+                file: self.show(place, &seen)?,
+                content: seen.content(),
+                lock: None,
+            });
+        }
+        if let Ok(Seen {
+            own: Some(Own::Session(lock)),
+            ..
+        }) = seen
+            && lock.through == Through::File
+            && lock.is_shared_with(asking.caller.tid)
+        {
+            return self.opened(place, lock);
+        }
+        self.create_lock(place, false, asking)
+    }
+
+    /// Takes the lock of `x.nodb` at `place` for the caller's session.
+    ///
+    /// Errors: EEXIST (`exclusive`, and it is held); EBUSY, EAGAIN, EINTR, ENOLCK as for any writer; EPERM
+    /// (whose session it would be cannot be known).
+    pub fn create_lock(&self, place: &Place, exclusive: bool, asking: Asking) -> Result<OpenLock> {
+        let name = self.lock_name(place)?;
+        let asking = Asking {
+            nonblocking: asking.nonblocking || exclusive,
+            ..asking
+        };
+        let taken = self
+            .locker
+            .take_for_session(&name, Through::File, asking)
+            .map_err(|error| match error {
+                Error::WouldBlock { .. } if exclusive => Errno::EXIST.into(),
+                error => error,
+            });
+        let lock = taken.inspect_err(|error| self.lock_refused(place, error))?;
+        self.opened(place, lock.clone()).inspect_err(|_| {
+            // nobody would know of it
+            let _ = self.locker.release_for_session(&lock);
+        })
+    }
+
+    fn opened(&self, place: &Place, lock: Arc<SessionLock>) -> Result<OpenLock> {
+        let holder = lock.held().holder().map_err(Error::LeaseLost)?;
+        let seen = Seen {
+            name: lock.name().clone(),
+            holder,
+            own: Some(Own::Session(lock.clone())),
+        };
+        Ok(OpenLock {
+            file: self.show(place, &seen)?,
+            content: seen.content(),
+            lock: Some((lock, Mutex::default())),
+        })
+    }
+
+    /// Something is written into a lock's file. What it says of time and purpose counts; anything else
+    /// is accepted and means nothing.
+    pub fn write_lock(&self, open: &OpenLock, offset: u64, data: &[u8]) -> Result<()> {
+        let (lock, written) = open.lock.as_ref().ok_or(Errno::BADF)?;
+        let mut written = written.lock();
+        let start = usize::try_from(offset).map_err(|_| Errno::FBIG)?;
+        let end = start.saturating_add(data.len());
+        if end > MOST_SAID {
+            return Err(Errno::FBIG.into());
+        }
+        if written.len() < end {
+            written.resize(end, b' ');
+        }
+        written[start..end].copy_from_slice(data);
+        if let Some(said) = understood(&written) {
+            lock.say(said);
+            self.locker.sessions.wake();
+        }
+        Ok(())
+    }
+
+    /// Changes attributes of a lock's file: nothing but its time, which stays what it is, and its
+    /// size, with which goes what has been said of the lock.
+    pub fn set_lock(&self, file: &LockFile, set: &SetAttr, caller: Caller) -> Result<Attr> {
+        let seen = self.see_lock(&file.place, caller)?;
+        let changes = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+        match &seen.own {
+            Some(Own::Session(lock)) if lock.serves(caller.tid) && !changes => {
+                if set.size.is_some() {
+                    lock.say(Said::default());
+                }
+            }
+            _ => return Err(self.not_own(&file.place, &seen)),
+        }
+        Ok(self.show(&file.place, &seen)?.attr())
+    }
+
+    /// Gives the lock of `x.nodb` at `place` back. ENOENT: nobody holds it. EPERM: this mount has not
+    /// taken it, or for another session than the caller's, who is not root.
+    pub fn remove_lock(&self, place: &Place, caller: Caller) -> Result<()> {
+        let seen = self.see_lock(place, caller)?;
+        let root = caller.uid == 0;
+        let released = match &seen.own {
+            Some(Own::Session(lock)) if root || lock.serves(caller.tid) => {
+                self.locker.release_for_session(lock)?
+            }
+            Some(Own::Writer(process, held)) if root || are_one(*process, caller.tid) => {
+                held.release(None)?
+            }
+            _ => return Err(self.not_own(place, &seen)),
+        };
+        // it had been lost, and may be somebody else's by now
+        if !released && self.see_lock(place, caller).is_ok() {
+            return Err(self.not_own(place, &seen));
+        }
+        Ok(())
+    }
+
+    fn not_own(&self, place: &Place, seen: &Seen) -> Error {
+        let error = Error::NotOwnLock {
+            key: seen.name.key(),
+            holder: seen.holder.to_string(),
+        };
+        self.lock_refused(place, &error);
+        error
+    }
+
+    /// The reason belongs to the controller.
+    fn lock_refused(&self, place: &Place, error: &Error) {
+        self.refused(&self.controllers.at(place), error);
+    }
+
+    /// Something else than a lock was to get the name of one. EEXIST: that is there.
+    pub fn lock_name_refused(&self, place: &Place, caller: Caller) -> Error {
+        match self.lock_file(place, caller) {
+            Ok(_) => Errno::EXIST.into(),
+            Err(Error::Source(Errno::NOENT)) => {
+                let error = Error::LockName(format!("{}.lock", place.name.to_string_lossy()));
+                self.lock_refused(place, &error);
+                error
+            }
+            Err(error) => error,
+        }
+    }
+}
+
+impl Seen {
+    /// One line of JSON: what is stored, and what else is known. Its length is the same as long as the
+    /// same one holds the lock and says the same of it.
+    fn content(&self) -> Vec<u8> {
+        let stored = self.holder.value.trim();
+        let fields = stored
+            .strip_prefix('{')
+            .and_then(|stored| stored.strip_suffix('}'));
+        let is_object = serde_json::from_str::<serde_json::Map<_, _>>(stored).is_ok();
+        let mut line = match fields.filter(|_| is_object) {
+            // no string of JSON has a line break
+            Some(fields) => format!("{{{}", fields.trim().replace(['\n', '\r'], " ")),
+            // a bare token (PROTOCOL.md 4)
+            None => format!(r#"{{"token":{}"#, json!(self.holder.value)),
+        };
+        let left = match self.holder.left {
+            Some(left) => left.as_secs().to_string(),
+            None => "null".to_owned(),
+        };
+        if line.len() > 1 {
+            line.push(',');
+        }
+        line += &format!(r#""seconds_left":{left:>6},"own":{}"#, self.own.is_some());
+        let mut say = |what: &str, value: serde_json::Value| {
+            line += &format!(",{}:{value}", json!(what));
+        };
+        match &self.own {
+            Some(Own::Session(lock)) => {
+                say("pid", json!(lock.process));
+                say("command", json!(lock.command));
+                say("uid", json!(lock.uid));
+                say("session", json!(lock.session.sid));
+                let through = match lock.through {
+                    Through::File => "lock file",
+                    Through::Flock => "flock",
+                };
+                say("through", json!(through));
+                if let Some(label) = lock.said().label {
+                    say("label", json!(label));
+                }
+            }
+            Some(Own::Writer(process, _)) => {
+                say("pid", json!(process));
+                say("command", json!(command_of(*process)));
+                say("through", json!("open file"));
+            }
+            None => {}
+        }
+        line += "}\n";
+        line.into_bytes()
+    }
+}
+
+/// What `written` says of a lock, if it is anything that can be understood.
+fn understood(written: &[u8]) -> Option<Said> {
+    #[derive(Deserialize)]
+    struct Written {
+        ttl: Option<f64>,
+        label: Option<String>,
+    }
+    let written: Written = serde_json::from_slice(written).ok()?;
+    let ttl = match written.ttl {
+        Some(ttl) => Some(
+            Duration::try_from_secs_f64(ttl)
+                .ok()
+                .filter(|ttl| !ttl.is_zero())?,
+        ),
+        None => None,
+    };
+    Some(Said {
+        label: written
+            .label
+            .map(|label| label.chars().take(LABEL).collect()),
+        until: ttl.and_then(|ttl| Instant::now().checked_add(ttl)),
+    })
+}
+
+/// Whether the thread `tid` belongs to the session of `process`.
+fn are_one(process: u32, tid: u32) -> bool {
+    Session::of(process).is_some_and(|session| session.includes(tid))
+}
