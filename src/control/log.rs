@@ -61,6 +61,7 @@ impl Wanted {
             |named| {
                 let name = nodb.name_from_disk(&named.controller)?;
                 nodb.telemetry.runs().follow(&name.runid);
+                nodb.tell_hits(&named.controller, &name);
                 if is_run && !name.relpath.contains('/') {
                     wanted.runs.insert(name.runid.clone());
                 }
