@@ -14,7 +14,7 @@ pub mod unmount;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::panic;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -30,7 +30,7 @@ pub use session::THREADS;
 pub use source::{ClaimedSource, Source};
 
 use crate::config::Config;
-use crate::control;
+use crate::control::{self, server::Server};
 
 /// How long programs that have files open on the mount may go on when the daemon is told to end.
 /// Enough for a save that is under way, and well below systemd's 90 s for stopping a service.
@@ -103,6 +103,9 @@ where
     connected(session.notifier());
     let at = table::canonical(&config.mountpoint)?;
     let _guard = guard::Guard::start(&at);
+    let server = answer(&at, control)
+        .inspect_err(|cause| warn!("nothing is answered beside the mount: {cause:#}"))
+        .ok();
     let serving = session::serve(session)?;
     spawn("session", &events, move || Event::Ended(serving.join()))?;
     let asked = at.clone();
@@ -117,12 +120,17 @@ where
         pipe,
         dev: None,
         presence: None,
-        control,
-        server: None,
+        _server: server,
     }
     .live();
     info!("ended");
     result
+}
+
+/// Answers beside the mount from before its first request on.
+fn answer(at: &Path, context: Arc<control::Context>) -> Result<Server> {
+    let mounted = table::top(at)?.context("it is not in the mount table")?;
+    Ok(Server::start(mounted.dev, context)?)
 }
 
 /// Runs `work` on a thread of its own; its outcome is an event.
@@ -151,8 +159,8 @@ struct Life<'a> {
     /// Known once it answers.
     dev: Option<(u32, u32)>,
     presence: Option<UnixListener>,
-    control: Arc<control::Context>,
-    server: Option<control::server::Server>,
+    /// Hangs up when the mount has ended.
+    _server: Option<Server>,
 }
 
 impl Life<'_> {
@@ -191,9 +199,6 @@ impl Life<'_> {
     fn answers(&mut self, dev: (u32, u32)) -> Result<()> {
         self.dev = Some(dev);
         self.presence = presence::announce(dev);
-        self.server = control::server::Server::start(dev, self.control.clone())
-            .inspect_err(|cause| warn!("nothing is answered beside the mount: {cause}"))
-            .ok();
         info!(
             "{} is mounted at {}",
             self.config.source.display(),

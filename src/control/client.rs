@@ -63,8 +63,9 @@ impl Client {
         let built = build::offline(config, Source::open(&config.source)?)?;
         let context = Context::new(&built.fs, config.source.clone(), None, config.read_only);
         let answer = move || {
-            let _alive = built;
             converse(answering, &context);
+            // what the cache could not be told, it perhaps can be now
+            built.fs.nodb().tidy();
         };
         let thread = thread::Builder::new().name("nodbfs-answer".to_owned());
         let here = thread.spawn(answer).context("cannot start a thread")?;
@@ -89,8 +90,11 @@ impl Client {
 
     /// Asks, with bytes behind the question.
     pub fn send(&mut self, request: &Request, body: &[u8]) -> Result<()> {
-        let hung_up = "the daemon has hung up";
-        self.channel.send(request, body).context(hung_up)
+        match self.channel.send(request, body) {
+            // whoever has hung up may have said why
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            sent => Ok(sent?),
+        }
     }
 
     /// The next answer and its bytes; `None`: that was the last.

@@ -65,8 +65,9 @@ impl Server {
     pub fn start(dev: (u32, u32), context: Arc<Context>) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let server = Self(shared.clone());
+        let listener = bind(dev);
         let thread = thread::Builder::new().name("nodbfs-control".to_owned());
-        thread.spawn(move || shared.listen(dev, &context))?;
+        thread.spawn(move || shared.listen(listener, dev, &context))?;
         Ok(server)
     }
 }
@@ -89,16 +90,21 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn listen(self: Arc<Self>, dev: (u32, u32), context: &Arc<Context>) {
+    fn listen(
+        self: Arc<Self>,
+        mut listener: Option<UnixListener>,
+        dev: (u32, u32),
+        context: &Arc<Context>,
+    ) {
         let listener = loop {
             if self.ended.load(Relaxed) {
                 return;
             }
-            match address(dev).and_then(|address| UnixListener::bind_addr(&address)) {
-                Ok(listener) => break listener,
-                Err(error) => debug!(%error, "no control socket yet"),
+            if let Some(listener) = listener {
+                break listener;
             }
             thread::sleep(AGAIN);
+            listener = bind(dev);
         };
         for stream in listener.incoming() {
             if self.ended.load(Relaxed) {
@@ -167,6 +173,13 @@ impl Shared {
         self.open.lock().streams.remove(&id);
         self.closed.notify_all();
     }
+}
+
+fn bind(dev: (u32, u32)) -> Option<UnixListener> {
+    address(dev)
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .inspect_err(|error| debug!(%error, "no control socket yet"))
+        .ok()
 }
 
 /// Who is at the other end, as it was when it connected.

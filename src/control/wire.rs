@@ -81,7 +81,10 @@ impl Channel {
         }
         let Line { bytes, say, .. } = serde_json::from_slice(&line)?;
         if bytes > self.max_bytes {
-            return Err(invalid(format!("{bytes} bytes are too many")));
+            return Err(invalid(format!(
+                "{bytes} bytes are too many: {} are taken",
+                self.max_bytes
+            )));
         }
         let mut body = Vec::new();
         (&mut self.reader).take(bytes).read_to_end(&mut body)?;

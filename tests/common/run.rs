@@ -159,10 +159,11 @@ impl Run {
         Some(String::from_utf8_lossy(&value[..size]).into_owned())
     }
 
-    /// Whether anybody holds the lock, as the mount says it.
-    pub fn is_locked(&self, name: &str) -> bool {
-        let holder = self.attribute(name, "lock");
-        holder.is_some_and(|holder| !holder.is_empty())
+    /// `<hostname>:<pid>` of whoever holds the lock, as the mount says it.
+    pub fn holder(&self, name: &str) -> Option<String> {
+        let holder = self.attribute(name, "lock").filter(|it| !it.is_empty())?;
+        let holder: serde_json::Value = serde_json::from_str(&holder).unwrap();
+        Some(holder["owner"].as_str().unwrap().to_owned())
     }
 
     /// The documents that were refused and kept.
@@ -199,7 +200,7 @@ impl Run {
         });
         assert_eq!(listing(self.mount.path()), listing(self.source()));
         if self.redis.is_none() {
-            assert!(!self.is_locked(name));
+            assert_eq!(self.holder(name), None);
             return;
         }
         assert_eq!(self.lock(name), None);
@@ -217,7 +218,7 @@ impl Run {
                 Some(_) => {
                     self.lock(name).is_none() && self.mirror(name).as_deref() != Some("true")
                 }
-                None => !self.is_locked(name),
+                None => self.holder(name).is_none(),
             }
         });
     }
