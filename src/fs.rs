@@ -10,7 +10,7 @@ pub mod inode;
 pub mod local;
 pub mod lockfile;
 mod names;
-mod open;
+pub mod open;
 pub mod plain;
 mod xattr;
 

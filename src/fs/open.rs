@@ -82,7 +82,7 @@ impl Fs {
             Node::Staging(staging) => self.find_staging(&staging, flags, caller),
             Node::Lock(file) => {
                 let asking = asking(flags, caller);
-                let open = self.nodb.open_lock(&file, writes(flags), asking)?;
+                let open = self.nodb.open_lock(&file, flags, asking)?;
                 Ok(Way::Here(self.lock_opened(open)))
             }
         }
@@ -265,6 +265,6 @@ fn asking(flags: i32, caller: Caller) -> Asking {
 }
 
 /// Whether an `open` with these flags can change the file.
-fn writes(flags: i32) -> bool {
+pub fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }

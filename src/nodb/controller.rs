@@ -17,7 +17,7 @@ use crate::store::LockName;
 use crate::store::lease::Held;
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
-const RETRY: Duration = Duration::from_secs(10);
+pub const RETRY: Duration = Duration::from_secs(10);
 
 /// One controller's name.
 ///
