@@ -1,8 +1,13 @@
 //! The command line: what was typed. What it means is [`crate::config`]'s business.
 
+pub mod cache;
+pub mod edit;
 pub mod mount;
 pub mod options;
+pub mod output;
 pub mod rejected;
+pub mod status;
+pub mod target;
 pub mod umount;
 pub mod units;
 
@@ -32,6 +37,9 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
     Rejected(rejected::RejectedArgs),
+    Status(status::StatusArgs),
+    Cache(cache::CacheArgs),
+    Edit(edit::EditArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
     Guard {
@@ -51,6 +59,9 @@ where
         Command::Mount(args) => mount::run(*args, build),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Cache(args) => cache::run(&args),
+        Command::Edit(args) => edit::run(&args),
+        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -161,7 +161,7 @@ impl Config {
 
 /// As [`std::path::absolute`], which leaves symlinks alone, but seen from the shell's working
 /// directory: `$PWD` keeps the symlinks through which the user came, `getcwd` does not.
-fn made_absolute(path: &Path) -> Result<PathBuf> {
+pub fn made_absolute(path: &Path) -> Result<PathBuf> {
     let pwd = env::var_os("PWD")
         .map(PathBuf::from)
         .filter(|pwd| pwd.is_absolute() && same_directory(pwd));

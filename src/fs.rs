@@ -12,6 +12,7 @@ pub mod lockfile;
 mod names;
 pub mod open;
 pub mod plain;
+pub mod walk;
 mod xattr;
 
 use std::ffi::OsStr;

@@ -23,6 +23,7 @@ use fuser::{
 };
 use tokio::runtime::Runtime;
 
+use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
@@ -91,7 +92,11 @@ impl Adapter {
     }
 
     /// Runs `work` here, or, if it may wait and too many are waiting here, elsewhere.
-    fn run(&self, may_wait: bool, work: impl FnOnce(&Fs) + Send + 'static) {
+    fn run(&self, may_wait: bool, timed: Timed, work: impl FnOnce(&Fs) + Send + 'static) {
+        let work = move |fs: &Fs| {
+            work(fs);
+            drop(timed);
+        };
         if !may_wait {
             return work(&self.fs);
         }
@@ -159,10 +164,11 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let timed = time(Op::Lookup);
         let caller = caller(request);
         if self.fs.lookup_may_wait(parent.0, name, caller) {
             let name = name.to_owned();
-            return self.run(true, move |fs| {
+            return self.run(true, timed, move |fs| {
                 reply::entry(reply, fs.lookup(parent.0, &name, caller))
             });
         }
@@ -170,10 +176,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        let _timed = time(Op::Forget);
         self.fs.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _timed = time(Op::Getattr);
         reply::attr(reply, self.fs.getattr(ino.0));
     }
 
@@ -195,6 +203,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let timed = time(Op::Setattr);
         let mode = mode.map(|mode| mode & 0o7777);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr {
@@ -206,12 +215,13 @@ impl Filesystem for Adapter {
             mtime,
         };
         let (handle, caller) = (fh.map(|fh| fh.0), caller(request));
-        self.run(self.fs.setattr_may_wait(ino.0), move |fs| {
+        self.run(self.fs.setattr_may_wait(ino.0), timed, move |fs| {
             reply::attr(reply, fs.setattr(ino.0, handle, &set, caller));
         });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _timed = time(Op::Readlink);
         match self.fs.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(reply::errno(&error)),
@@ -228,8 +238,9 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let timed = time(Op::Mknod);
         let (name, rdev, caller) = (name.to_owned(), convert::device(rdev), caller(request));
-        self.run(touches_the_store(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             let made = fs.mknod(parent.0, &name, mode, umask, rdev, caller);
             reply::entry(reply, made);
         });
@@ -244,20 +255,23 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let timed = time(Op::Mkdir);
         let (name, caller) = (name.to_owned(), caller(request));
-        self.run(touches_the_store(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::entry(reply, fs.mkdir(parent.0, &name, mode, umask, caller));
         });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let timed = time(Op::Unlink);
         let (name, caller) = (name.to_owned(), caller(request));
-        self.run(touches_the_store(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::empty(reply, fs.unlink(parent.0, &name, caller));
         });
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _timed = time(Op::Rmdir);
         reply::empty(reply, self.fs.rmdir(parent.0, name));
     }
 
@@ -269,9 +283,10 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let timed = time(Op::Symlink);
         let (name, target, caller): (OsString, PathBuf, _) =
             (link_name.into(), target.into(), caller(request));
-        self.run(touches_the_store(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::entry(reply, fs.symlink(parent.0, &name, &target, caller));
         });
     }
@@ -286,10 +301,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Rename);
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let (name, newname, caller) = (name.to_owned(), newname.to_owned(), caller(request));
         let may_wait = touches_the_store(&name) || touches_the_store(&newname);
-        self.run(may_wait, move |fs| {
+        self.run(may_wait, timed, move |fs| {
             reply::empty(
                 reply,
                 fs.rename((parent.0, &name), (newparent.0, &newname), flags, caller),
@@ -305,19 +321,21 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let timed = time(Op::Link);
         let (name, caller) = (newname.to_owned(), caller(request));
-        self.run(touches_the_store(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::entry(reply, fs.link(ino.0, newparent.0, &name, caller));
         });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let timed = time(Op::Open);
         let caller = caller(request);
         if let Some(answer) = self.fs.open_at_once(ino.0, flags.0, caller) {
             return reply::open(reply, &self.passthrough, ino.0, answer);
         }
         let passthrough = self.passthrough.clone();
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             fs.open(ino.0, flags.0, caller, |answer| {
                 reply::open(reply, &passthrough, ino.0, answer)
             });
@@ -335,6 +353,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _timed = time(Op::Read);
         match self.fs.read(fh.0, offset, size as usize) {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(reply::errno(&error)),
@@ -353,6 +372,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _timed = time(Op::Write);
         let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         reply::write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
     }
@@ -365,8 +385,9 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Flush);
         let caller = caller(request);
-        self.run(self.fs.close_may_wait(fh.0), move |fs| {
+        self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
             reply::empty(reply, fs.flush(fh.0, caller))
         });
     }
@@ -381,8 +402,9 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Release);
         self.passthrough.detach(ino.0, fh.0);
-        self.run(self.fs.close_may_wait(fh.0), move |fs| {
+        self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
             fs.release(fh.0);
             reply.ok();
         });
@@ -396,13 +418,15 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Fsync);
         let caller = caller(request);
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             reply::empty(reply, fs.fsync(fh.0, datasync, caller))
         });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _timed = time(Op::Opendir);
         reply::open(reply, &self.passthrough, ino.0, self.fs.opendir(ino.0));
     }
 
@@ -414,6 +438,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _timed = time(Op::Readdir);
         let listed = self.fs.readdir(fh.0, offset, |entry| {
             let kind = convert::kind(entry.file_type);
             !reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name)
@@ -432,6 +457,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _timed = time(Op::Readdirplus);
         let listed = self.fs.readdirplus(fh.0, offset, |listed, entry| {
             let attr = convert::attr(entry.id, &entry.attr);
             let ttl = entry.entry_ttl.min(entry.attr_ttl);
@@ -458,6 +484,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _timed = time(Op::Releasedir);
         self.fs.release(fh.0);
         reply.ok();
     }
@@ -470,13 +497,15 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Fsyncdir);
         let caller = caller(request);
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             reply::empty(reply, fs.fsync(fh.0, datasync, caller))
         });
     }
 
     fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _timed = time(Op::Statfs);
         match self.fs.statfs(ino.0) {
             Ok(stat) => reply.statfs(
                 stat.f_blocks,
@@ -502,6 +531,13 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Setxattr);
+        if self.fs.xattr_may_wait(ino.0, name) {
+            let (name, value) = (name.to_owned(), value.to_owned());
+            return self.run(true, timed, move |fs| {
+                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags as u32));
+            });
+        }
         reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
     }
 
@@ -513,9 +549,10 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        let timed = time(Op::Getxattr);
         let name = name.to_owned();
         let acl = self.acl && name.as_bytes().starts_with(b"system.posix_acl_");
-        self.run(self.fs.getxattr_may_wait(ino.0, &name), move |fs| {
+        self.run(self.fs.xattr_may_wait(ino.0, &name), timed, move |fs| {
             let answer = match fs.getxattr(ino.0, &name, size as usize) {
                 // a source without ACLs, as NFS: told so, the kernel would let no other user in
                 Err(Error::Source(Errno::OPNOTSUPP)) if acl => Err(Errno::NODATA.into()),
@@ -526,11 +563,16 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _timed = time(Op::Listxattr);
         reply::xattr(reply, self.fs.listxattr(ino.0, size as usize));
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.removexattr(ino.0, name));
+        let timed = time(Op::Removexattr);
+        let name = name.to_owned();
+        self.run(self.fs.xattr_may_wait(ino.0, &name), timed, move |fs| {
+            reply::empty(reply, fs.removexattr(ino.0, &name));
+        });
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -548,9 +590,10 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let timed = time(Op::Create);
         let (name, caller, passthrough) =
             (name.to_owned(), caller(request), self.passthrough.clone());
-        self.run(touches_the_store(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::create(
                 reply,
                 &passthrough,
@@ -607,6 +650,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _timed = time(Op::Fallocate);
         reply::empty(
             reply,
             self.fs
@@ -623,6 +667,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _timed = time(Op::Lseek);
         match self.fs.lseek(fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(reply::errno(&error)),
@@ -642,10 +687,11 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let timed = time(Op::CopyFileRange);
         // the reply holds no more than 32 bits
         let length = len.min(u64::from(u32::MAX >> 1)) as usize;
         let caller = caller(request);
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             reply::write(
                 reply,
                 fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length, caller),

@@ -1,11 +1,13 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
 pub mod attributes;
+pub mod cached;
 pub mod caller;
 pub mod commit;
 pub mod controller;
 pub mod debts;
 pub mod document;
+pub mod facts;
 pub mod generation;
 pub mod identity;
 pub mod leftovers;
@@ -21,6 +23,7 @@ pub mod seal;
 pub mod session;
 pub mod session_lock;
 pub mod staging;
+pub mod transaction;
 pub mod writer;
 
 use std::ffi::OsStr;
@@ -177,6 +180,16 @@ impl Nodb {
                 Err(error) => debug!(?name, %error, "a leftover stays"),
             }
         }
+    }
+
+    /// Where cache and locks live.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// The path of the source as NoDb processes know it.
+    pub fn key_root(&self) -> &Path {
+        &self.settings.key_root
     }
 
     /// The largest document, in bytes.

@@ -210,6 +210,11 @@ pub trait Locks: Send + Sync {
     fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
         self.holder(name)
     }
+    /// Whether the mirror flag says `true` although nobody holds the lock, as it never does for longer than
+    /// a moment if all is well. Unlike [`Locks::holder`], repairs nothing. A store without flags has none.
+    fn is_flag_stale(&self, _name: &LockName) -> Result<bool, StoreError> {
+        Ok(false)
+    }
     /// Somebody begins to wait for the lock and is to be told when it may be free, if the store can
     /// tell. Returns at once and needs no connection.
     fn watch(&self, _name: &LockName) -> Watch<'_> {
@@ -229,6 +234,10 @@ pub trait Status: Send + Sync {
 pub trait Store: Cache + Locks + Status + fmt::Debug {
     /// For the log and `--version`-like output: `embedded` or the URL without its password.
     fn describe(&self) -> String;
+    /// For how long no connection will be tried, after one that failed.
+    fn resting(&self) -> Option<Duration> {
+        None
+    }
     /// Whether the store answers now; the mount asks at its start.
     fn ping(&self) -> Result<(), StoreError>;
 }

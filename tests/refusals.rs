@@ -240,7 +240,7 @@ fn a_signal_ends_the_wait() {
     for kind in BOTH {
         let run = Run::with_args(kind, &["--lock-wait", "1h"]);
         let holder = File::options().write(true).open(run.at(NAME)).unwrap();
-        let held = run.attribute(NAME, "holder").expect("a holder");
+        let held = run.holder(NAME).expect("a holder");
         // Python repeats an interrupted call; the library's functions do not
         let interrupted = r#"
 import ctypes, signal
@@ -276,7 +276,7 @@ os.unlink(path + ".t")
         BufReader::new(said).read_line(&mut line).unwrap();
         killed.kill().unwrap();
         killed.wait().unwrap();
-        assert_eq!(run.attribute(NAME, "holder"), Some(held));
+        assert_eq!(run.holder(NAME), Some(held));
         drop(holder);
         run.await_unlocked(NAME);
         assert_eq!(run.python(NAME, &attempt("write('{\"a\": 1}')")), "done");

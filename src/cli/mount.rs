@@ -16,7 +16,7 @@ use crate::telemetry;
 ///
 /// SOURCE is one run directory or a whole tree of runs. MOUNTPOINT may be SOURCE itself: programs
 /// then work through nodbfs without knowing it.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct MountArgs {
     /// The directory to mount
     pub source: PathBuf,

@@ -18,8 +18,8 @@ use crate::node::Node;
 const OWN: &[u8] = b"user.nodbfs.";
 
 impl Fs {
-    /// Whether reading this attribute may wait: only controllers' own do.
-    pub fn getxattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
+    /// Whether reading or changing this attribute may wait: only controllers' own do.
+    pub fn xattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
         is_own(name)
             && !matches!(
                 self.plain.inodes.get(id),
@@ -61,7 +61,7 @@ impl Fs {
     pub fn setxattr(&self, id: u64, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags),
-            _ if is_own(name) => Err(Errno::PERM.into()),
+            node if is_own(name) => self.nodb.act(&*controller_of(node)?, name),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
             Node::Lock(_) => Err(Errno::OPNOTSUPP.into()),
@@ -80,6 +80,8 @@ impl Fs {
     pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
+            // there is nothing of this name that could be removed, but the entry
+            node if name == "user.nodbfs.evict" => self.nodb.act(&*controller_of(node)?, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
             Node::Lock(_) => Err(Errno::NODATA.into()),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::counters::{self, Event};
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::Attr;
 use crate::fs::inode::Place;
@@ -129,6 +130,7 @@ impl Nodb {
             if let Some(replaced) = published.take().and_then(Published::settle) {
                 self.reaper.take(replaced);
             }
+            counters::count(Event::Committed);
             info!(
                 runid = identity.runid,
                 controller = identity.relpath,
@@ -360,6 +362,7 @@ impl Nodb {
 
     /// Remembers a refusal for `user.nodbfs.last_error` and the log.
     pub fn refused(&self, controller: &Controller, error: &Error) {
+        counters::count(Event::Refused);
         let name = controller.place.name.to_string_lossy();
         warn!(controller = %name, errno = ?error.errno(), reason = %error, "refused");
         controller.set_last_error(Some(error.to_string()));

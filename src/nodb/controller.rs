@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tracing::warn;
 
+use crate::counters::{self, Event};
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
@@ -26,6 +28,17 @@ pub const RETRY: Duration = Duration::from_secs(10);
 pub struct Controller {
     pub place: Place,
     state: Mutex<State>,
+    /// An [`Origin`].
+    read_from: AtomicU8,
+}
+
+/// Where the bytes of a read came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    Memory = 1,
+    Cache,
+    Disk,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +83,25 @@ impl Controller {
         Self {
             place,
             state: Mutex::default(),
+            read_from: AtomicU8::new(0),
         }
+    }
+
+    /// Somebody was given bytes that came from there.
+    pub fn read_from(&self, origin: Origin) {
+        counters::count(match origin {
+            Origin::Memory => Event::FromMemory,
+            Origin::Cache => Event::FromCache,
+            Origin::Disk => Event::FromDisk,
+        });
+        self.read_from.store(origin as u8, Relaxed);
+    }
+
+    /// Where the bytes of the last `open` for reading came from.
+    pub fn last_read_from(&self) -> Option<Origin> {
+        let last = self.read_from.load(Relaxed);
+        let all = [Origin::Memory, Origin::Cache, Origin::Disk];
+        all.into_iter().find(|origin| *origin as u8 == last)
     }
 
     /// The number of commits seen; to be read before the disk is looked at.
@@ -279,6 +310,29 @@ impl Controller {
         });
     }
 
+    /// The open writers' processes; 0 for one that cannot be seen.
+    pub fn writers(&self) -> Vec<u32> {
+        let writers = self.state.lock().writers.clone();
+        let writers = writers.iter().filter_map(Weak::upgrade);
+        writers
+            .filter(|writer| writer.is_open())
+            .map(|writer| writer.tgid)
+            .collect()
+    }
+
+    /// The leases that nodbfs holds for writers, with their processes and ages.
+    pub fn held(&self) -> Vec<(LockName, u32, Duration)> {
+        let state = self.state.lock();
+        let held = state.leases.iter().filter_map(|leased| {
+            let held = leased
+                .held
+                .upgrade()
+                .filter(|held| held.value().is_some())?;
+            Some((held.name().clone(), leased.tgid, leased.since.elapsed()))
+        });
+        held.collect()
+    }
+
     /// The leases that writers have held for longer than `limit`.
     fn overdue(&self, limit: Duration) -> Vec<Arc<Held>> {
         let state = self.state.lock();
@@ -342,6 +396,11 @@ impl Controllers {
                 );
             }
         }
+    }
+
+    /// The controllers that somebody has asked for.
+    pub fn known(&self) -> Vec<Arc<Controller>> {
+        self.known.lock().values().cloned().collect()
     }
 
     /// Forgets what nobody uses, and threads that never came back.

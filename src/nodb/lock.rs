@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, info, warn};
 
+use crate::counters::{self, Event};
 use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
@@ -133,9 +134,10 @@ impl Locker {
         if self.try_cover(leases, controller, name, asking, meanwhile)? {
             return Ok(());
         }
-        let lease = self
-            .wait_for(name, asking)
-            .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?;
+        let lease = self.wait_for(name, asking).inspect_err(|error| {
+            counters::count(Event::LockRefused);
+            info!(lock = name.key(), %error, "lock not taken");
+        })?;
         let lease = self.keep(controller, leases.process, lease);
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
@@ -211,6 +213,7 @@ impl Locker {
 
     /// A lease that was taken for `process`, kept alive from now on.
     fn keep(&self, controller: &Controller, process: u32, lease: store::Lease) -> Lease {
+        counters::count(Event::LockTaken);
         debug!(lock = lease.name.key(), "lock taken");
         let held = self.keeper.hold(self.store.clone(), lease);
         controller.leased(process, &held);
@@ -224,6 +227,7 @@ impl Locker {
         }
         match caller::owner_of(asking.caller.tid) {
             Some(owner) if holder.owner.as_ref() == Some(&owner) => {
+                counters::count(Event::LockAdopted);
                 debug!(lock = name.key(), owner, "lock adopted from the writer");
                 Some(Lease::Adopted(holder.clone()))
             }
@@ -377,7 +381,7 @@ impl Locker {
         }
     }
 
-    /// Who holds `name` now, in words; for `user.nodbfs.holder`.
+    /// Who holds `name` now, in words; for `user.nodbfs.lock`.
     pub fn holder(&self, name: &LockName) -> Result<Option<Holder>> {
         Ok(self.store.holder(name)?)
     }

@@ -8,12 +8,13 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
 use tracing::{debug, warn};
 
+use crate::counters::{self, Event};
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::Place;
 use crate::fs::plain;
 use crate::nodb::Nodb;
-use crate::nodb::controller::Controller;
+use crate::nodb::controller::{Controller, Origin};
 use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::seal::Seal;
@@ -30,6 +31,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct Loaded {
     pub attr: Attr,
     pub payload: Arc<Payload>,
+    pub from: Origin,
 }
 
 impl Loaded {
@@ -74,6 +76,7 @@ impl Nodb {
         loop {
             let epoch = controller.epoch();
             let loaded = self.load(controller)?;
+            controller.read_from(loaded.from);
             if let Some(generation) = self.see(controller, epoch, &loaded.attr) {
                 controller.pin(tid, generation.id, &loaded.payload);
                 return Ok(generation);
@@ -91,7 +94,10 @@ impl Nodb {
         let attr = self.plain.stat_now(&controller.place);
         match attr {
             Ok(attr) if attr.stamp() == generation.stamp() && self.is_current(generation) => {
-                Ok(self.payloads.get(&attr))
+                Ok(self
+                    .payloads
+                    .get(&attr)
+                    .inspect(|_| controller.read_from(Origin::Memory)))
             }
             _ => {
                 controller.expect_reader(tid);
@@ -104,7 +110,10 @@ impl Nodb {
     pub fn open_cold(&self, generation: &Generation, tid: u32) -> Result<Arc<Payload>> {
         let controller = &generation.controller;
         match self.load(controller) {
-            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => Ok(loaded.payload),
+            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => {
+                controller.read_from(loaded.from);
+                Ok(loaded.payload)
+            }
             Ok(_) | Err(Error::Superseded) | Err(Error::Source(Errno::NOENT)) => {
                 controller.expect_reader(tid);
                 Err(Error::Superseded)
@@ -135,11 +144,18 @@ impl Nodb {
                 return Err(Error::Superseded);
             }
             if let Some(payload) = self.payloads.get(&attr) {
-                return Ok(Loaded { attr, payload });
+                return Ok(Loaded {
+                    attr,
+                    payload,
+                    from: Origin::Memory,
+                });
             }
             let key = self.cache_key(place)?;
             let cached = if ask { self.cached(&key) } else { None };
-            if let Some(bytes) = self.unseal(&cached, &attr) {
+            if let Some(bytes) = cached
+                .as_ref()
+                .and_then(|cached| self.unseal(cached, &attr))
+            {
                 debug!(key, "read from the cache entry");
                 return Ok(self.keep(attr, bytes));
             }
@@ -150,6 +166,7 @@ impl Nodb {
                 return Ok(Loaded {
                     attr,
                     payload: Arc::new(payload),
+                    from: Origin::Disk,
                 });
             };
             match Document::parse(bytes) {
@@ -169,33 +186,44 @@ impl Nodb {
             }
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
-            return Ok(Loaded { attr, payload });
+            return Ok(Loaded {
+                attr,
+                payload,
+                from: Origin::Disk,
+            });
         }
     }
 
     fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
         let payload = Arc::new(Payload::of(Arc::new(bytes)));
         self.payloads.put(&attr, &payload);
-        Loaded { attr, payload }
+        Loaded {
+            attr,
+            payload,
+            from: Origin::Cache,
+        }
     }
 
     /// What the store has for `key`. A store that is away costs a read nothing but its speed.
     fn cached(&self, key: &str) -> Option<Cached> {
         self.store
             .get(key)
-            .inspect_err(|error| debug!(key, %error, "cache not read"))
+            .inspect_err(|error| {
+                counters::count(Event::CacheAway);
+                debug!(key, %error, "cache not read");
+            })
             .ok()
     }
 
-    fn unseal(&self, cached: &Option<Cached>, attr: &Attr) -> Option<Vec<u8>> {
-        let cached = cached.as_ref()?;
+    /// The exact bytes of the file that `attr` describes, if entry and seal are of that.
+    pub fn unseal(&self, cached: &Cached, attr: &Attr) -> Option<Vec<u8>> {
         let seal = Seal::from_bytes(cached.seal.as_deref()?)?;
         let bytes = seal.open(cached.entry.as_deref()?, attr.signature())?;
         (bytes.len() as u64 == attr.size).then_some(bytes)
     }
 
     /// The file's bytes with the attributes they belong to; `None`: it changed meanwhile.
-    fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
+    pub fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
         let fd = self.open_lower(place)?;
         let attr = Attr::of_fd(&fd).in_step("stat the controller")?;
         if attr.size > self.settings.max_payload {

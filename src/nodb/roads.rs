@@ -48,7 +48,7 @@ impl Nodb {
 
     /// Takes the locks of all `controllers` that exist, in one order. `meanwhile` is done while the
     /// store is asked for the first.
-    fn lock(
+    pub fn lock(
         &self,
         controllers: &[&Arc<Controller>],
         asking: Asking,

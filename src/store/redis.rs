@@ -276,6 +276,17 @@ impl Locks for Redis {
         self.listener.remembered(&name.key(), ask).map(shown)
     }
 
+    fn is_flag_stale(&self, name: &LockName) -> Result<bool, StoreError> {
+        let (held, flag): (bool, Option<Vec<u8>>) = self.locks.call("read lock", |redis| {
+            let mut both = redis::pipe();
+            both.atomic();
+            both.cmd("EXISTS").arg(name.key());
+            both.cmd("HGET").arg(&name.runid).arg(mirror_field(name));
+            both.query(redis)
+        })?;
+        Ok(!held && flag.as_deref() == Some(b"true"))
+    }
+
     fn watch(&self, name: &LockName) -> Watch<'_> {
         self.listener
             .watch(vec![name.key(), fence_key(&name.runid)])
@@ -302,6 +313,10 @@ impl Status for Redis {
 impl Store for Redis {
     fn describe(&self) -> String {
         self.server.settings().to_string()
+    }
+
+    fn resting(&self) -> Option<Duration> {
+        self.server.resting()
     }
 
     fn ping(&self) -> Result<(), StoreError> {

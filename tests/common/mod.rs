@@ -3,6 +3,7 @@
 // each suite is a program of its own and uses a part of this
 #![allow(dead_code)]
 
+pub mod command;
 pub mod mount;
 pub mod program;
 pub mod python;
