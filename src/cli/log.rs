@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
@@ -88,11 +88,21 @@ pub fn log(args: &LogArgs) -> Result<()> {
         path,
         follow: args.follow,
     };
-    output::finish(client.ask(&request, |answer| match answer {
-        Answer::Log(line) if args.json => print_json(&line),
-        Answer::Log(line) => print(&line, coloured),
-        _ => Ok(()),
-    }))
+    let mut printed = Ok(());
+    let asked = client.ask(&request, |answer| {
+        printed = match &answer {
+            Answer::Log(line) if args.json => print_json(line),
+            Answer::Log(line) => print(line, coloured),
+            _ => Ok(()),
+        };
+        // ends the conversation; why is told below
+        ensure!(printed.is_ok(), "nobody reads");
+        Ok(())
+    });
+    match printed {
+        Ok(()) => asked,
+        printed => output::finish(printed),
+    }
 }
 
 fn print_json(line: &LogLine) -> Result<()> {
@@ -145,13 +155,17 @@ pub fn level(args: &LogLevelArgs) -> Result<()> {
     }
     let (mut client, path) = args.offline.reach(&args.run, Embedded::HasNoCache)?;
     let level = args.level.clone();
-    output::finish(
-        client.ask(&Request::Level { path, level }, |answer| match answer {
-            Answer::Level(level) if args.json => output::print_json(&level),
-            Answer::Level(level) => print_level(&level),
-            _ => Ok(()),
-        }),
-    )
+    let mut levels = Vec::new();
+    client.ask(&Request::Level { path, level }, |answer| {
+        if let Answer::Level(level) = answer {
+            levels.push(level);
+        }
+        Ok(())
+    })?;
+    output::finish(levels.iter().try_for_each(|level| match args.json {
+        true => output::print_json(level),
+        false => print_level(level),
+    }))
 }
 
 fn unknown(level: &str) -> Hinted {
