@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod edit;
+pub mod log;
 pub mod mount;
 pub mod options;
 pub mod output;
@@ -39,6 +40,9 @@ enum Command {
     Rejected(rejected::RejectedArgs),
     Status(status::StatusArgs),
     Cache(cache::CacheArgs),
+    Log(log::LogArgs),
+    Publish(log::PublishArgs),
+    LogLevel(log::LogLevelArgs),
     Edit(edit::EditArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
@@ -60,6 +64,9 @@ where
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
         Command::Cache(args) => cache::run(&args),
+        Command::Log(args) => log::log(&args).map(|()| ExitCode::SUCCESS),
+        Command::Publish(args) => log::publish(&args).map(|()| ExitCode::SUCCESS),
+        Command::LogLevel(args) => log::level(&args).map(|()| ExitCode::SUCCESS),
         Command::Edit(args) => edit::run(&args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),

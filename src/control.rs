@@ -10,6 +10,7 @@ pub mod cache;
 pub mod client;
 pub mod edit;
 pub mod find;
+pub mod log;
 pub mod server;
 pub mod status;
 pub mod wire;
@@ -41,6 +42,20 @@ pub enum Request {
     Edit {
         path: String,
     },
+    /// What happened to controllers; with `follow`, also what will.
+    Log {
+        path: String,
+        follow: bool,
+    },
+    Publish {
+        path: String,
+        text: String,
+    },
+    /// How loud a run is to be; without `level` only said.
+    Level {
+        path: String,
+        level: Option<String>,
+    },
     /// Comes with the document that the locked controller is to hold.
     Commit,
 }
@@ -53,6 +68,8 @@ pub enum Answer {
     Source(String),
     Cache(Box<cache::Row>),
     Locked,
+    Log(log::LogLine),
+    Level(log::RunLevel),
     /// The end of the answers.
     Done,
     /// The end of the answers: it could not be done.
@@ -182,6 +199,9 @@ pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Resul
             context.source.to_string_lossy().into_owned(),
         )),
         Request::Cache { action, path } => cache::act(context, peer, action, &path),
+        Request::Log { path, follow } => log::log(context, peer, &path, follow),
+        Request::Publish { path, text } => log::publish(context, peer, &path, &text),
+        Request::Level { path, level } => log::level(context, peer, &path, level.as_deref()),
         Request::Edit { path } => edit::edit(context, peer, &path),
         Request::Commit => Err(Failure::new("nothing is locked", "ask for an edit first")),
     }

@@ -11,7 +11,7 @@ pub mod local;
 pub mod lockfile;
 pub mod logfile;
 mod names;
-mod open;
+pub mod open;
 pub mod pages;
 pub mod plain;
 pub mod walk;

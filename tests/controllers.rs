@@ -156,7 +156,11 @@ fn what_others_leave_in_the_cache_does_no_harm() {
     }
     // the untouched ones, and no other
     let log = run.mount.log();
-    assert_eq!(log.matches("cache hit: loaded from=cache").count(), 2, "{log}");
+    assert_eq!(
+        log.matches("cache hit: loaded from=cache").count(),
+        2,
+        "{log}"
+    );
 }
 
 /// Promise 9: a key that holds no text at all costs a read nothing.

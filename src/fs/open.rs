@@ -85,7 +85,7 @@ impl Fs {
             Node::Log(file) => self.open_log(file, flags, caller).map(Way::Here),
             Node::Lock(file) => {
                 let asking = asking(flags, caller);
-                let open = self.nodb.open_lock(&file, writes(flags), asking)?;
+                let open = self.nodb.open_lock(&file, flags, asking)?;
                 Ok(Way::Here(self.lock_opened(open)))
             }
         }
@@ -274,6 +274,6 @@ fn asking(flags: i32, caller: Caller) -> Asking {
 }
 
 /// Whether an `open` with these flags can change the file.
-pub(super) fn writes(flags: i32) -> bool {
+pub fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }

@@ -154,6 +154,18 @@ impl Nodb {
         })
     }
 
+    /// The real log of a controller, to be read, if there is one.
+    pub fn real_log(&self, controller: &Controller) -> Result<Option<File>> {
+        let place = &controller.place;
+        let dir = self.plain.inodes.fd(&place.dir)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match openat(&*dir, real_log(&place.name), flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// The real log of a controller, made if need be, as its caller's.
     fn open_real_log(&self, controller: &Controller, caller: Caller) -> Result<File> {
         let place = &controller.place;
@@ -256,7 +268,7 @@ mod tests {
         let texts = texts_of(b"be", b"gun\r\n\nt\xc3\xa4xt\tx\n").unwrap();
         assert_eq!(
             texts,
-            [("begun".to_owned(), 5), ("t\u{e4}xt\tx".to_owned(), 13)]
+            [("begun".to_owned(), 5), ("t\u{e4}xt\tx".to_owned(), 14)]
         );
         for bad in [&b"ok\nb\0d\n"[..], b"ok\n\xff\n", b"\x1b[31m\n"] {
             assert!(matches!(texts_of(b"", bad), Err(Error::NotText)));

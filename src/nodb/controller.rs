@@ -20,7 +20,7 @@ use crate::store::lease::Held;
 use crate::telemetry::event::{Event, Who};
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
-const RETRY: Duration = Duration::from_secs(10);
+pub const RETRY: Duration = Duration::from_secs(10);
 
 /// How long a thread that wants to write a real log may take to make it: it may try more than one way.
 const LOGGER: Duration = Duration::from_secs(2);

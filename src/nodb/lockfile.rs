@@ -16,9 +16,11 @@ use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
+use crate::fs::open::writes;
 use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
 use crate::nodb::commit::lock_of;
+use crate::nodb::controller::RETRY;
 use crate::nodb::document::Document;
 use crate::nodb::generation::window;
 use crate::nodb::lock::Asking;
@@ -76,17 +78,61 @@ impl OpenLock {
 
 /// The lock files that the kernel knows.
 ///
-/// Lock order: `known` is taken alone; neither it nor a file's `shown` is held across I/O.
+/// Lock order: `known`, `returning` and a file's `shown` are taken alone, and not held across I/O.
 #[derive(Debug, Default)]
 pub struct LockFiles {
     known: Mutex<HashMap<(Ident, OsString), Weak<LockFile>>>,
+    /// Threads that were to create a file while somebody had the lock, and got ESTALE: the kernel holds
+    /// the directory for a creation, and nobody could remove anything from it while they wait. So they
+    /// are shown a file, and wait when they open that.
+    returning: Mutex<Vec<Returning>>,
+}
+
+#[derive(Debug)]
+struct Returning {
+    tid: u32,
+    dir: Ident,
+    name: OsString,
+    since: Instant,
+}
+
+impl Returning {
+    fn is(&self, place: &Place, tid: u32) -> bool {
+        self.tid == tid && self.dir == place.dir.ident && self.name == place.name
+    }
 }
 
 impl LockFiles {
-    /// Forgets what the kernel has forgotten.
+    /// Forgets what the kernel has forgotten, and threads that never came back.
     pub fn sweep(&self) {
         let mut known = self.known.lock();
         known.retain(|_, file| file.strong_count() > 0);
+        drop(known);
+        let mut returning = self.returning.lock();
+        returning.retain(|one| one.since.elapsed() < RETRY);
+    }
+
+    fn expect(&self, place: &Place, tid: u32) {
+        let mut returning = self.returning.lock();
+        returning.retain(|one| one.tid != tid);
+        returning.push(Returning {
+            tid,
+            dir: place.dir.ident,
+            name: place.name.clone(),
+            since: Instant::now(),
+        });
+    }
+
+    fn expects(&self, place: &Place, tid: u32) -> bool {
+        self.returning.lock().iter().any(|one| one.is(place, tid))
+    }
+
+    /// The thread has come back.
+    fn arrived(&self, place: &Place, tid: u32) -> bool {
+        let mut returning = self.returning.lock();
+        let expected = returning.len();
+        returning.retain(|one| !one.is(place, tid));
+        returning.len() < expected
     }
 }
 
@@ -163,21 +209,26 @@ impl Nodb {
 
     /// The file that shows the lock of `x.nodb` at `place`. ENOENT: nobody holds it.
     pub fn lock_file(&self, place: &Place, caller: Caller) -> Result<Arc<LockFile>> {
-        let seen = self.see_lock(place, caller)?;
-        self.show(place, &seen)
+        match self.see_lock(place, caller) {
+            Ok(seen) => self.show(place, Some(&seen)),
+            Err(Error::Source(Errno::NOENT)) if self.lock_files.expects(place, caller.tid) => {
+                self.show(place, None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// The kernel's inode for `seen`, which shows it from now on.
-    fn show(&self, place: &Place, seen: &Seen) -> Result<Arc<LockFile>> {
+    /// The kernel's inode for what was `seen`, which shows it from now on.
+    fn show(&self, place: &Place, seen: Option<&Seen>) -> Result<Arc<LockFile>> {
         let dir = self.plain.getattr(&place.dir)?;
         // whoever may write the directory may take a lock in it
         let mode = 0o444 | (dir.mode & 0o222);
-        let (mode, uid) = match &seen.own {
+        let (mode, uid) = match seen.and_then(|seen| seen.own.as_ref()) {
             Some(Own::Session(lock)) => (mode | 0o200, lock.uid),
             _ => (mode, dir.uid),
         };
         let mut attr = newborn(0, mode, uid, dir.gid);
-        attr.size = seen.content().len() as u64;
+        attr.size = seen.map_or(0, |seen| seen.content().len() as u64);
         attr.blocks = attr.size.div_ceil(512);
         let key = (place.dir.ident, place.name.clone());
         let mut known = self.lock_files.known.lock();
@@ -194,61 +245,73 @@ impl Nodb {
         });
         drop(known);
         attr.ident.ino = file.id;
-        let since = seen.holder.acquired_at();
+        let since = seen.and_then(|seen| seen.holder.acquired_at());
         let since = since.unwrap_or_else(|| file.attr().mtime);
         (attr.atime, attr.mtime, attr.ctime) = (since, since, since);
         *file.shown.lock() = attr;
         Ok(file)
     }
 
-    /// Opens the file of a lock: to see who holds it or, if the flags say that it is to be written, to
-    /// have it. The kernel has found it, so `O_CREAT` and `O_EXCL` are not among them.
+    /// Opens the file of a lock: to see who holds it or, if it is to be written, to have it. The kernel
+    /// has found it, so `O_CREAT` and `O_EXCL` are not among the flags.
     ///
-    /// Errors: ESTALE (it is free by now, look again); those of [`Nodb::create_lock`].
-    pub fn open_lock(&self, file: &LockFile, writes: bool, asking: Asking) -> Result<OpenLock> {
-        let place = &file.place;
-        let seen = match self.see_lock(place, asking.caller) {
-            Err(Error::Source(Errno::NOENT)) if !writes => return Err(Error::Superseded),
-            seen => seen,
-        };
-        if !writes {
-            let seen = seen?;
-            return Ok(OpenLock {
-                file: self.show(place, &seen)?,
-                content: seen.content(),
-                lock: None,
-            });
+    /// Errors: ESTALE (it is free by now, look again); EBUSY, EAGAIN, EINTR, ENOLCK as for any writer; EPERM
+    /// (whose session would have it cannot be known).
+    pub fn open_lock(&self, file: &LockFile, flags: i32, asking: Asking) -> Result<OpenLock> {
+        let (place, tid) = (&file.place, asking.caller.tid);
+        let takes = self.lock_files.arrived(place, tid) || writes(flags);
+        match self.see_lock(place, asking.caller) {
+            Ok(seen) if !takes => {
+                return Ok(OpenLock {
+                    file: self.show(place, Some(&seen))?,
+                    content: seen.content(),
+                    lock: None,
+                });
+            }
+            Ok(Seen {
+                own: Some(Own::Session(lock)),
+                ..
+            }) if lock.through == Through::File && lock.is_shared_with(tid) => {
+                if flags & libc::O_TRUNC != 0 {
+                    lock.say(Said::default());
+                }
+                return self.opened(place, lock);
+            }
+            Err(Error::Source(Errno::NOENT)) if !takes => return Err(Error::Superseded),
+            Err(error) if !takes => return Err(error),
+            _ => {}
         }
-        if let Ok(Seen {
-            own: Some(Own::Session(lock)),
-            ..
-        }) = seen
-            && lock.through == Through::File
-            && lock.is_shared_with(asking.caller.tid)
-        {
-            return self.opened(place, lock);
-        }
-        self.create_lock(place, false, asking)
+        self.take_lock(place, asking)
+            .inspect_err(|error| self.lock_refused(place, error))
     }
 
-    /// Takes the lock of `x.nodb` at `place` for the caller's session.
+    /// Creates the file of the lock of `x.nodb` at `place`: takes it for the caller's session.
     ///
-    /// Errors: EEXIST (`exclusive`, and it is held); EBUSY, EAGAIN, EINTR, ENOLCK as for any writer; EPERM
-    /// (whose session it would be cannot be known).
+    /// Errors: EEXIST (`exclusive`, and it is held), and those of [`Nodb::open_lock`]; ESTALE means that
+    /// the caller has to wait.
     pub fn create_lock(&self, place: &Place, exclusive: bool, asking: Asking) -> Result<OpenLock> {
-        let name = self.lock_name(place)?;
-        let asking = Asking {
-            nonblocking: asking.nonblocking || exclusive,
+        let at_once = Asking {
+            nonblocking: true,
             ..asking
         };
-        let taken = self
-            .locker
-            .take_for_session(&name, Through::File, asking)
-            .map_err(|error| match error {
-                Error::WouldBlock { .. } if exclusive => Errno::EXIST.into(),
-                error => error,
-            });
-        let lock = taken.inspect_err(|error| self.lock_refused(place, error))?;
+        let error = match self.take_lock(place, at_once) {
+            Err(Error::WouldBlock { .. }) if exclusive => Errno::EXIST.into(),
+            Err(Error::WouldBlock { .. } | Error::Replaced { .. })
+                if !exclusive && !asking.nonblocking =>
+            {
+                self.lock_files.expect(place, asking.caller.tid);
+                return Err(Error::Superseded);
+            }
+            Err(error) => error,
+            opened => return opened,
+        };
+        self.lock_refused(place, &error);
+        Err(error)
+    }
+
+    fn take_lock(&self, place: &Place, asking: Asking) -> Result<OpenLock> {
+        let name = self.lock_name(place)?;
+        let lock = self.locker.take_for_session(&name, Through::File, asking)?;
         self.opened(place, lock.clone()).inspect_err(|_| {
             // nobody would know of it
             let _ = self.locker.release_for_session(&lock);
@@ -263,7 +326,7 @@ impl Nodb {
             own: Some(Own::Session(lock.clone())),
         };
         Ok(OpenLock {
-            file: self.show(place, &seen)?,
+            file: self.show(place, Some(&seen))?,
             content: seen.content(),
             lock: Some((lock, Mutex::default())),
         })
@@ -303,7 +366,7 @@ impl Nodb {
             }
             _ => return Err(self.not_own(&file.place, &seen)),
         }
-        Ok(self.show(&file.place, &seen)?.attr())
+        Ok(self.show(&file.place, Some(&seen))?.attr())
     }
 
     /// Gives the lock of `x.nodb` at `place` back. ENOENT: nobody holds it. EPERM: this mount has not

@@ -120,12 +120,8 @@ impl Nodb {
         named: LogName,
         attr: Attr,
     ) -> Result<Arc<LogFile>> {
-        if controller.name().is_none() {
-            // from disk: looking a name up never waits for the store
-            let loaded = self.load_from(&controller.place, false)?;
-            self.identify_once(controller, &loaded.payload);
-        }
-        let name = self.name_at_hand(controller).ok_or(Errno::STALE)?;
+        // looking a name up never waits for the store
+        let name = self.name_from_disk(controller)?;
         self.telemetry.runs().follow(&name.runid);
         self.tell_hits(controller, &name);
         let view = View::new(self.telemetry.journals().of(&name));

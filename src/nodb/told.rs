@@ -1,5 +1,6 @@
 //! What the controllers' telemetry is told.
 
+use crate::error::{Errno, Result};
 use crate::nodb::Nodb;
 use crate::nodb::commit::lock_of;
 use crate::nodb::controller::Controller;
@@ -40,6 +41,15 @@ impl Nodb {
         {
             self.identified(controller, &lock_of(&identity));
         }
+    }
+
+    /// The name of the controller's lock as its document says, without asking the store.
+    pub fn name_from_disk(&self, controller: &Controller) -> Result<LockName> {
+        if controller.name().is_none() {
+            let loaded = self.load_from(&controller.place, false)?;
+            self.identify_once(controller, &loaded.payload);
+        }
+        Ok(self.name_at_hand(controller).ok_or(Errno::STALE)?)
     }
 
     /// The name of the controller's lock as its document said last, or else as its path says.

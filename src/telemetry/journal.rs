@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -25,7 +25,6 @@ const ROW: u64 = 64;
 #[derive(Debug, Default)]
 pub struct Journal {
     lines: Mutex<Lines>,
-    grown: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +40,8 @@ struct Lines {
 /// One line, its end included.
 #[derive(Clone, Debug)]
 pub struct Line {
+    /// How many lines were noted before it, of all controllers.
+    pub number: u64,
     pub start: u64,
     pub text: Arc<str>,
 }
@@ -94,10 +95,11 @@ impl Journal {
     }
 
     /// Adds a line, which ends in a line feed; by how much the journal has grown in bytes.
-    fn add(&self, text: String) -> isize {
+    fn add(&self, number: u64, text: String) -> isize {
         let mut lines = self.lines.lock();
         let before = lines.bytes;
         let line = Line {
+            number,
             start: lines.end,
             text: text.into(),
         };
@@ -106,7 +108,6 @@ impl Journal {
         lines.bytes += line.text.len();
         lines.kept.push_back(line);
         lines.forget_to(KEPT);
-        self.grown.notify_all();
         lines.bytes as isize - before as isize
     }
 
@@ -140,12 +141,11 @@ impl Journal {
         (bytes, last)
     }
 
-    /// The lines from `position` on; waits at most `patience` for the first of them.
-    pub fn follow(&self, position: u64, patience: Duration) -> Vec<Line> {
-        let until = Instant::now() + patience;
-        let mut lines = self.lines.lock();
-        while lines.end <= position && !self.grown.wait_until(&mut lines, until).timed_out() {}
-        lines.kept.range(lines.at(position)..).cloned().collect()
+    /// The lines from the one of this number on.
+    fn since(&self, number: u64) -> Vec<Line> {
+        let lines = self.lines.lock();
+        let at = lines.kept.partition_point(|line| line.number < number);
+        lines.kept.range(at..).cloned().collect()
     }
 }
 
@@ -164,6 +164,7 @@ fn filler(position: u64, kept_from: u64) -> u8 {
 #[derive(Debug)]
 pub struct Journals {
     known: Mutex<Known>,
+    grown: Condvar,
 }
 
 #[derive(Debug)]
@@ -171,6 +172,8 @@ struct Known {
     journals: LruCache<LockName, Arc<Journal>>,
     by_channel: HashMap<String, Vec<LockName>>,
     bytes: usize,
+    /// How many lines were noted.
+    noted: u64,
 }
 
 impl Default for Journals {
@@ -180,7 +183,9 @@ impl Default for Journals {
                 journals: LruCache::unbounded(),
                 by_channel: HashMap::new(),
                 bytes: 0,
+                noted: 0,
             }),
+            grown: Condvar::new(),
         }
     }
 }
@@ -197,9 +202,43 @@ impl Journals {
     /// Adds a line to a controller's journal.
     pub fn add(&self, name: &LockName, line: String) {
         let mut known = self.known.lock();
-        let grown = known.of(name).add(line);
+        let number = known.noted;
+        known.noted += 1;
+        let grown = known.of(name).add(number, line);
         known.bytes = known.bytes.saturating_add_signed(grown);
         known.bound();
+        self.grown.notify_all();
+    }
+
+    /// The lines of several controllers from the one of this number on, in the order in which they were
+    /// noted, and the number of the next; waits at most `patience` if nothing at all has been noted since.
+    pub fn follow(
+        &self,
+        wanted: impl Fn(&LockName) -> bool,
+        since: u64,
+        patience: Duration,
+    ) -> (Vec<(LockName, Line)>, u64) {
+        let mut known = self.known.lock();
+        if known.noted <= since {
+            self.grown.wait_for(&mut known, patience);
+        }
+        let next = known.noted;
+        let journals = known.journals.iter();
+        let wanted: Vec<_> = journals
+            .filter(|(name, _)| wanted(name))
+            .map(|(name, journal)| (name.clone(), journal.clone()))
+            .collect();
+        drop(known);
+        let mut lines: Vec<_> = wanted
+            .into_iter()
+            .flat_map(|(name, journal)| {
+                let lines = journal.since(since).into_iter();
+                lines.map(move |line| (name.clone(), line))
+            })
+            .filter(|(_, line)| line.number < next)
+            .collect();
+        lines.sort_by_key(|(_, line)| line.number);
+        (lines, next)
     }
 
     /// The controllers known of a run.
@@ -380,17 +419,29 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_is_given_the_lines_that_come() {
+    fn whoever_waits_is_given_the_lines_that_come_in_their_order() {
         let journals = Arc::new(Journals::default());
-        let wepp = name("run", "wepp.nodb");
-        let journal = journals.of(&wepp);
-        assert!(journal.follow(0, Duration::ZERO).is_empty());
+        let ours = |name: &LockName| name.runid == "run";
+        assert_eq!(journals.follow(ours, 0, Duration::ZERO).1, 0);
         let adding = journals.clone();
-        let added = std::thread::spawn(move || adding.add(&wepp, "line\n".into()));
-        let lines = journal.follow(0, Duration::from_secs(60));
-        assert_eq!(lines.len(), 1);
-        assert_eq!((&*lines[0].text, lines[0].end()), ("line\n", 5));
+        let added = std::thread::spawn(move || {
+            for (runid, relpath) in [("run", "b"), ("other", "c"), ("run", "a"), ("run", "b")] {
+                adding.add(&name(runid, relpath), format!("{relpath}\n"));
+            }
+        });
+        let (mut told, mut next) = (Vec::new(), 0);
+        while next < 4 {
+            let (lines, after) = journals.follow(ours, next, Duration::from_secs(60));
+            told.extend(
+                lines
+                    .into_iter()
+                    .map(|(name, line)| (name.relpath, line.text.to_string())),
+            );
+            next = after;
+        }
         added.join().unwrap();
+        let expected = ["b", "a", "b"].map(|one| (one.to_owned(), format!("{one}\n")));
+        assert_eq!(told, expected);
     }
 
     #[test]

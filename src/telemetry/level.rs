@@ -4,8 +4,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Python's levels. `CRITICAL` is for runs that are to be quiet: nothing that nodbfs tells is so loud.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+use serde::Serialize;
+
+/// Python's levels, and their names for programs. `CRITICAL` is for runs that are to be quiet: nothing that nodbfs tells is so loud.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Level {
     Debug = 10,
     #[default]

@@ -12,6 +12,27 @@ pub fn line(of: &LockName, level: Level, message: &str) -> String {
     format!("{time} [{level}] wepppy.run.{runid}.{controller}: {message}\n")
 }
 
+/// What a line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts<'a> {
+    pub time: &'a str,
+    pub level: Level,
+    pub message: &'a str,
+}
+
+/// The parts of a line without its end; `None`: it is not one of NoDb's, but perhaps of a traceback.
+pub fn parts(line: &str) -> Option<Parts<'_>> {
+    let (time, rest) = line.split_once(" [")?;
+    let (level, rest) = rest.split_once("] wepppy.run.")?;
+    let (_, message) = rest.split_once(": ")?;
+    let level = level.parse().ok()?;
+    Some(Parts {
+        time,
+        level,
+        message,
+    })
+}
+
 /// `YYYY-MM-DD HH:MM:SS`, local time.
 fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -57,5 +78,11 @@ mod tests {
             rest,
             " [WARNING] wepppy.run.batch;;spring;;run-001.wepp: hello\n"
         );
+        let parts = parts(line.trim_end()).unwrap();
+        assert_eq!(
+            (parts.time, parts.level, parts.message),
+            (time, Level::Warning, "hello")
+        );
+        assert_eq!(super::parts("Traceback (most recent call last):"), None);
     }
 }

@@ -10,6 +10,7 @@ pub mod python;
 pub mod redis;
 pub mod run;
 pub mod sample;
+pub mod shell;
 pub mod twins;
 
 use std::path::{Path, PathBuf};

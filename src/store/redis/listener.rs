@@ -124,8 +124,9 @@ fn listen(shared: &Weak<Shared>) {
 /// Passes on the news until nobody is there any more.
 fn follow(shared: &Weak<Shared>, mut connection: Connection) -> RedisResult<()> {
     let ping = redis::cmd("PING").get_packed_command();
-    let mut asked = Instant::now();
-    let mut answered = true;
+    let (mut asked, mut answered) = (Instant::now(), true);
+    // the client takes a time limit for an answer that is late, and will skip one for each
+    let mut skipped = 0;
     loop {
         let news = connection.recv_response();
         let Some(shared) = shared.upgrade() else {
@@ -138,19 +139,23 @@ fn follow(shared: &Weak<Shared>, mut connection: Connection) -> RedisResult<()> 
                 shared.seen.told(asked);
             }
             Ok(news) => shared.pass_on(news),
-            Err(error) if error.is_timeout() => {}
+            Err(error) if error.is_timeout() => skipped += 1,
             Err(error) => return Err(error),
         }
         if !shared.is_awaited() {
             return Ok(());
         }
         // a waiter looks for itself now and then; memory is worth no more than the connection
-        if shared.seen.is_in_use() && asked.elapsed() >= TICK {
-            if answered {
-                connection.send_packed_command(&ping)?;
+        if shared.seen.is_in_use() {
+            let mut pings = std::mem::take(&mut skipped);
+            if answered && asked.elapsed() >= TICK {
                 (asked, answered) = (Instant::now(), false);
-            } else if asked.elapsed() > shared.server.settings().limits.reply {
+                pings += 1;
+            } else if !answered && asked.elapsed() > shared.server.settings().limits.reply {
                 return Err((ErrorKind::Io, "the server does not answer").into());
+            }
+            if pings > 0 {
+                connection.send_packed_command(&ping.repeat(pings))?;
             }
         }
     }
