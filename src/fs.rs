@@ -334,19 +334,19 @@ impl Fs {
         }
     }
 
-    /// Writes to an open file. With `kill_privileges`, the caller is nobody whose set-uid bits stay.
+    /// Writes to an open file. `unprivileged`: by this caller, who leaves no set-uid bits behind.
     pub fn write(
         &self,
         handle: u64,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
+        unprivileged: Option<Caller>,
     ) -> Result<usize> {
         match self.handles.get(handle)? {
             Handle::File(fd) => {
                 let written = plain::write(&fd, offset, data)?;
-                if kill_privileges {
-                    plain::kill_privileges(&*fd)?;
+                if let Some(caller) = unprivileged {
+                    plain::kill_privileges(&*fd, caller)?;
                 }
                 Ok(written)
             }

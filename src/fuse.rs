@@ -341,7 +341,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -351,8 +351,10 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        reply::write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
+        let unprivileged = write_flags
+            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            .then(|| caller(request));
+        reply::write(reply, self.fs.write(fh.0, offset, data, unprivileged));
     }
 
     fn flush(
@@ -492,7 +494,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -500,7 +502,11 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
+        let caller = caller(request);
+        reply::empty(
+            reply,
+            self.fs.setxattr(ino.0, name, value, flags as u32, caller),
+        );
     }
 
     fn getxattr(

@@ -9,6 +9,7 @@ use rustix::fs::{XattrFlags, removexattr, setxattr};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::Fs;
+use crate::fs::credentials::Caller;
 use crate::fs::inode::reopen_path;
 use crate::fs::plain::{XattrReply, list_xattrs, read_xattr};
 use crate::nodb::controller::Controller;
@@ -52,9 +53,16 @@ impl Fs {
         }
     }
 
-    pub fn setxattr(&self, id: u64, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        id: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: u32,
+        caller: Caller,
+    ) -> Result<()> {
         match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags),
+            Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags, caller),
             _ if is_own(name) => Err(Errno::PERM.into()),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
