@@ -17,7 +17,7 @@ use crate::fs::plain::Plain;
 use crate::fs::{Fs, PLAIN_TTL};
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
-use crate::mount::{Built, Source};
+use crate::mount::{Built, Source, atime};
 use crate::nodb::{Nodb, Settings};
 use crate::store::embedded::Embedded;
 use crate::store::redis::{self, Redis};
@@ -40,6 +40,15 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         Chosen::Redis(_) => None,
     };
     let root = source.try_clone().context("cannot open the source again")?;
+    let root = match atime::view(root, &config.flags, config.read_only) {
+        Ok(root) => root,
+        Err(cause) => {
+            warn!(
+                "times of access are kept as on the source, for only root may say otherwise: {cause}"
+            );
+            source.try_clone().context("cannot open the source again")?
+        }
+    };
     let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
     let plain = Arc::new(Plain { inodes });

@@ -1,6 +1,7 @@
 //! The life of a mount: repair what a crash left, check, build, mount, say so, serve, and end in
 //! an orderly way whoever asks for it.
 
+pub mod atime;
 pub mod background;
 pub mod guard;
 pub mod presence;
