@@ -83,9 +83,13 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         .context("cannot start a thread")?;
     let filesystem =
         Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
+    let tell = filesystem.connect();
     Ok(Built {
         filesystem,
-        connected: Box::new(move |kernel| notices.connect(kernel)),
+        connected: Box::new(move |kernel| {
+            tell(kernel.clone());
+            notices.connect(kernel);
+        }),
     })
 }
 

@@ -61,6 +61,8 @@ pub enum Opened {
         fd: Arc<OwnedFd>,
         flush: bool,
         set_id: bool,
+        /// It may be written through a shared mapping.
+        maps: bool,
     },
     /// A generation: pages stay.
     Generation,
@@ -123,7 +125,7 @@ impl Fs {
         } else {
             PLAIN_TTL
         };
-        entry(inode.id, attr, ttl, plain_attr_ttl(&attr).min(ttl))
+        entry(inode.id, attr, ttl, plain_attr_ttl(inode, &attr).min(ttl))
     }
 
     /// The name leads here for `name_ttl`, unless the file has other names by which it may change.
@@ -162,7 +164,7 @@ impl Fs {
                     }
                     (attr, _) => attr?,
                 };
-                Ok((attr, plain_attr_ttl(&attr)))
+                Ok((attr, plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) => {
                 let attr = self.nodb.attr_now(&generation);
@@ -202,7 +204,7 @@ impl Fs {
                     return Ok((attr, Duration::ZERO));
                 }
                 let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
-                Ok((attr, plain_attr_ttl(&attr)))
+                Ok((attr, plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
                 let attr = self.set_controller(&generation.controller, set, caller)?;
@@ -458,9 +460,10 @@ impl Fs {
     }
 }
 
-/// A write takes the set-uid bits away without the kernel hearing of it.
-fn plain_attr_ttl(attr: &Attr) -> Duration {
-    if attr.is_set_id() {
+/// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
+/// the lower file changes its times.
+fn plain_attr_ttl(inode: &Inode, attr: &Attr) -> Duration {
+    if attr.is_set_id() || inode.may_be_mapped() {
         Duration::ZERO
     } else {
         PLAIN_TTL

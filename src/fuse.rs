@@ -16,10 +16,10 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Runtime;
 
@@ -89,6 +89,12 @@ impl Adapter {
         })
     }
 
+    /// To be called when the kernel can be told of what it does not hear by itself.
+    pub fn connect(&self) -> impl FnOnce(Notifier) + use<> {
+        let passthrough = self.passthrough.clone();
+        move |kernel| passthrough.connect(kernel)
+    }
+
     /// Runs `work` here, or, if it may wait and too many are waiting here, elsewhere.
     fn run(&self, may_wait: bool, work: impl FnOnce(&Fs) + Send + 'static) {
         if !may_wait {
@@ -126,6 +132,9 @@ impl Filesystem for Adapter {
             ),
             (true, InitFlags::FUSE_PARALLEL_DIROPS),
             (true, InitFlags::FUSE_ASYNC_DIO),
+            // a node that the kernel has forgotten cannot be found again by its number: better no file
+            // handles than ones that go stale
+            (true, InitFlags::FUSE_NO_EXPORT_SUPPORT),
             // the umask gives way to a directory's default ACL, which the daemon can see
             (true, InitFlags::FUSE_DONT_MASK),
             // measured: without it the kernel asks for security.capability before every write

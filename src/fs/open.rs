@@ -9,7 +9,7 @@ use crate::fs::attr::unix_nanos;
 use crate::fs::credentials::Caller;
 use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
-use crate::fs::inode::Inode;
+use crate::fs::inode::{Inode, maps};
 use crate::fs::local::is_local;
 use crate::fs::{Entry, Fs, Open, Opened, plain};
 use crate::nodb::caller;
@@ -89,6 +89,7 @@ impl Fs {
             flush: writes(flags) && !is_local(&*fd),
             fd: fd.clone(),
             set_id: attr.is_set_id(),
+            maps: maps(flags),
         };
         Ok(Open {
             handle: self.handles.add(Handle::File(fd)),
@@ -187,6 +188,7 @@ impl Fs {
             flush: !is_local(&*fd),
             fd: fd.clone(),
             set_id: attr.is_set_id(),
+            maps: maps(flags),
         };
         Ok((
             self.plain_entry(name, &inode, attr),

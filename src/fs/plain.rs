@@ -226,7 +226,7 @@ impl Plain {
         if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
             kill_privileges(&*fd, caller)?;
         }
-        inode.opened(&fd);
+        inode.opened(&fd, flags);
         Ok((attr, fd))
     }
 
@@ -250,7 +250,7 @@ impl Plain {
         let fd = Arc::new(fd?);
         let attr = Attr::of_fd(&*fd)?;
         let inode = self.inodes.found(place.clone(), &attr);
-        inode.opened(&fd);
+        inode.opened(&fd, flags);
         Ok((inode, attr, fd))
     }
 

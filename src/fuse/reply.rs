@@ -68,6 +68,9 @@ pub fn open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result
         }
         _ => None,
     };
+    if backing.is_some() && matches!(open.opened, Opened::Plain { maps: true, .. }) {
+        passthrough.forget_times(id);
+    }
     match backing {
         Some(backing) => reply.opened_passthrough(handle, flags_of(&open.opened), &backing),
         None => reply.opened(handle, flags_of(&open.opened)),
