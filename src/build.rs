@@ -20,7 +20,7 @@ use crate::fs::inode::Inodes;
 use crate::fs::plain::Plain;
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
-use crate::mount::{Built, ClaimedSource, Source};
+use crate::mount::{Built, ClaimedSource, Source, atime};
 use crate::nodb::{Kernel, Nodb, Settings};
 use crate::store::embedded::Embedded;
 use crate::store::redis::{self, Redis};
@@ -57,9 +57,13 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let control = Context::new(&fs, from, Some(at), config.read_only);
     let filesystem =
         Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
+    let tell = filesystem.connect();
     Ok(Built {
         filesystem,
-        connected: Box::new(move |kernel| notices.connect(kernel)),
+        connected: Box::new(move |kernel| {
+            tell(kernel.clone());
+            notices.connect(kernel);
+        }),
         control: Arc::new(control),
     })
 }
@@ -93,6 +97,15 @@ fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Resu
         Chosen::Redis(_) => None,
     };
     let root = source.try_clone().context("cannot open the source again")?;
+    let root = match atime::view(root, &config.flags, config.read_only) {
+        Ok(root) => root,
+        Err(cause) => {
+            warn!(
+                "times of access are kept as on the source, for only root may say otherwise: {cause}"
+            );
+            source.try_clone().context("cannot open the source again")?
+        }
+    };
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
     let plain = Arc::new(Plain { inodes });
     let settings = Settings {

@@ -132,9 +132,10 @@ impl Fs {
         entry(inode.id, attr, ttl, attr_ttl)
     }
 
-    /// A write takes the set-uid bits away without the kernel hearing of it.
+    /// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
+    /// the lower file changes its times.
     fn plain_attr_ttl(&self, inode: &Inode, attr: &Attr) -> Duration {
-        if attr.is_set_id() || inode.pages.are_written() {
+        if attr.is_set_id() || inode.may_be_mapped() || inode.pages.are_written() {
             Duration::ZERO
         } else {
             self.plain_ttl

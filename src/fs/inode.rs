@@ -60,13 +60,20 @@ pub struct Inode {
     /// The names it was found under, the latest first: hard links have several.
     places: Mutex<Vec<Place>>,
     /// The descriptors of open handles: they reach the file when its last name is gone.
-    open: Mutex<Vec<Weak<OwnedFd>>>,
+    open: Mutex<Vec<Descriptor>>,
     /// A descriptor from the time of the last name: whoever has the file open, or stands in the
     /// directory, may go on asking for it until the kernel forgets it.
     nameless: Mutex<Option<Arc<OwnedFd>>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
     listed: Mutex<i128>,
     pub pages: Pages,
+}
+
+/// An open handle's, and whether it allows a writable shared mapping.
+#[derive(Debug)]
+struct Descriptor {
+    fd: Weak<OwnedFd>,
+    maps: bool,
 }
 
 impl Inode {
@@ -79,11 +86,21 @@ impl Inode {
         self.ident.format == libc::S_IFDIR
     }
 
-    /// Remembers a descriptor that stays open as long as some handle does.
-    pub fn opened(&self, fd: &Arc<OwnedFd>) {
+    /// Remembers a descriptor that stays open as long as some handle does, opened with these flags.
+    pub fn opened(&self, fd: &Arc<OwnedFd>, flags: i32) {
         let mut open = self.open.lock();
-        open.retain(|known| known.strong_count() > 0);
-        open.push(Arc::downgrade(fd));
+        open.retain(|known| known.fd.strong_count() > 0);
+        open.push(Descriptor {
+            fd: Arc::downgrade(fd),
+            maps: maps(flags),
+        });
+    }
+
+    /// Whether somebody has it open who may be writing through a shared mapping.
+    pub fn may_be_mapped(&self) -> bool {
+        let open = self.open.lock();
+        open.iter()
+            .any(|known| known.maps && known.fd.strong_count() > 0)
     }
 
     /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
@@ -120,6 +137,11 @@ impl Drop for Inode {
             }
         }
     }
+}
+
+/// Whether a file that is opened with these flags can be mapped shared and writable.
+pub fn maps(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 /// All inodes of a mount.
@@ -384,7 +406,7 @@ impl Inodes {
         if let Some(fd) = &*inode.nameless.lock() {
             return Some(fd.clone());
         }
-        inode.open.lock().iter().find_map(Weak::upgrade)
+        inode.open.lock().iter().find_map(|open| open.fd.upgrade())
     }
 
     /// A directory's descriptor: up to the first one at hand and down again. Trees are deeper than

@@ -97,7 +97,7 @@ impl Fs {
         let opened = Opened::Plain {
             flush: writes && !local && !is_local(&*fd),
             fd: fd.clone(),
-            treat: Treat::new(inode, &attr, writes, local),
+            treat: Treat::new(inode, &attr, flags, writes, local),
         };
         Ok(Open {
             handle: self.handles.add(Handle::File(fd)),
@@ -203,7 +203,7 @@ impl Fs {
         let opened = Opened::Plain {
             flush: !local && !is_local(&*fd),
             fd: fd.clone(),
-            treat: Treat::new(&inode, &attr, true, local),
+            treat: Treat::new(&inode, &attr, flags, true, local),
         };
         Ok((
             self.plain_entry(name, &inode, attr),

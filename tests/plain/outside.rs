@@ -5,6 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::Command;
 
+use rustix::fs::StatVfsMountFlags;
+
 use crate::common::mount::Mount;
 use crate::common::twins::Twins;
 use crate::eventually;
@@ -224,6 +226,28 @@ fn a_swapped_symlink_leads_nowhere() {
         fs::read_to_string(outside.path().join("file")).unwrap(),
         "outside"
     );
+}
+
+/// Nobody gets by way of the mount what an administrator has forbidden below.
+#[test]
+fn what_the_sources_mount_forbids() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let options = ["-t", "tmpfs", "-o", "nosuid,nodev,noexec", "tmpfs"];
+    let mounted = Command::new("mount").args(options).arg(&source).status();
+    if !mounted.unwrap().success() {
+        eprintln!("needs the right to mount");
+        return;
+    }
+    let _unmount = scopeguard(|| {
+        let _ = Command::new("umount").arg("-l").arg(&source).status();
+    });
+    let mount = Mount::builder(&source).args(["-o", "dev,suid"]).start();
+    let flags = rustix::fs::statvfs(mount.path()).unwrap().f_flag;
+    let forbidden =
+        StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV | StatVfsMountFlags::NOEXEC;
+    assert!(flags.contains(forbidden), "{flags:?}");
 }
 
 /// Other file systems may be mounted below the source.
