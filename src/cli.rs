@@ -2,6 +2,8 @@
 
 pub mod cache;
 pub mod edit;
+pub mod lock;
+pub mod locks;
 pub mod mount;
 pub mod options;
 pub mod output;
@@ -40,6 +42,9 @@ enum Command {
     Status(status::StatusArgs),
     Cache(cache::CacheArgs),
     Edit(edit::EditArgs),
+    Locks(locks::LocksArgs),
+    Lock(lock::LockArgs),
+    Unlock(lock::UnlockArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
     Guard {
@@ -61,6 +66,9 @@ where
         Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
         Command::Cache(args) => cache::run(&args),
         Command::Edit(args) => edit::run(&args),
+        Command::Locks(args) => locks::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Lock(args) => lock::run(&args),
+        Command::Unlock(args) => lock::unlock(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };

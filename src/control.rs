@@ -10,6 +10,7 @@ pub mod cache;
 pub mod client;
 pub mod edit;
 pub mod find;
+pub mod locks;
 pub mod server;
 pub mod status;
 pub mod wire;
@@ -43,6 +44,23 @@ pub enum Request {
     },
     /// Comes with the document that the locked controller is to hold.
     Commit,
+    /// The locks that are held: of a controller, of a run, or all.
+    Locks {
+        path: String,
+    },
+    /// Locks a controller until [`Request::Release`], or the peer's end.
+    Lock {
+        path: String,
+        /// Seconds after which it is let go at the latest.
+        ttl: Option<f64>,
+        label: Option<String>,
+    },
+    Release,
+    /// Gives a lock back that this mount took or, for a reason, takes it away from anybody.
+    Unlock {
+        path: String,
+        force: Option<String>,
+    },
 }
 
 /// What is answered.
@@ -53,6 +71,9 @@ pub enum Answer {
     Source(String),
     Cache(Box<cache::Row>),
     Locked,
+    Lock(Box<locks::Row>),
+    /// Whether it was still held.
+    Released(bool),
     /// The end of the answers.
     Done,
     /// The end of the answers: it could not be done.
@@ -183,6 +204,11 @@ pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Resul
         )),
         Request::Cache { action, path } => cache::act(context, peer, action, &path),
         Request::Edit { path } => edit::edit(context, peer, &path),
-        Request::Commit => Err(Failure::new("nothing is locked", "ask for an edit first")),
+        Request::Locks { path } => locks::list(context, peer, &path),
+        Request::Lock { path, ttl, label } => locks::lock(context, peer, &path, ttl, label),
+        Request::Unlock { path, force } => locks::unlock(context, peer, &path, force),
+        Request::Commit | Request::Release => {
+            Err(Failure::new("nothing is locked", "ask for an edit first"))
+        }
     }
 }

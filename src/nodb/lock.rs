@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
-use crate::nodb::session::Session;
+use crate::nodb::session::{Living, Session};
 use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
@@ -248,7 +248,10 @@ impl Locker {
         } else {
             self.wait
         };
-        let interrupted = || caller::is_interrupted(asking.caller.tid);
+        // who asks over the control socket may end without a signal that could be seen
+        let maker = Living::open(asking.caller.tid);
+        let ended = || maker.as_ref().is_some_and(|maker| !maker.lives());
+        let interrupted = || caller::is_interrupted(asking.caller.tid) || ended();
         match acquire_waiting(
             &*self.store,
             name,
@@ -277,9 +280,11 @@ impl Locker {
         let caller = asking.caller;
         // asked for first: a waiter may be killed, and its session would not be known
         let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
-        let lease = self
-            .wait_for(name, asking)
-            .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?;
+        let lease = self.wait_for(name, asking).inspect_err(|error| {
+            counters::count(Event::LockRefused);
+            info!(lock = name.key(), %error, "lock not taken");
+        })?;
+        counters::count(Event::LockTaken);
         let held = self.keeper.hold(self.store.clone(), lease);
         let lock = SessionLock::new(session, through, (caller.tid, caller.uid), held);
         info!(
