@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::control::Context;
 use crate::counters;
 use crate::fs::Fs;
-use crate::fs::inode::Inodes;
+use crate::fs::inodes::Inodes;
 use crate::fs::plain::Plain;
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
