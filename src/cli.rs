@@ -2,6 +2,8 @@
 
 pub mod cache;
 pub mod edit;
+pub mod lock;
+pub mod locks;
 pub mod log;
 pub mod mount;
 pub mod options;
@@ -44,6 +46,9 @@ enum Command {
     Publish(log::PublishArgs),
     LogLevel(log::LogLevelArgs),
     Edit(edit::EditArgs),
+    Locks(locks::LocksArgs),
+    Lock(lock::LockArgs),
+    Unlock(lock::UnlockArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
     Guard {
@@ -68,6 +73,9 @@ where
         Command::Publish(args) => log::publish(&args).map(|()| ExitCode::SUCCESS),
         Command::LogLevel(args) => log::level(&args).map(|()| ExitCode::SUCCESS),
         Command::Edit(args) => edit::run(&args),
+        Command::Locks(args) => locks::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Lock(args) => lock::run(&args),
+        Command::Unlock(args) => lock::unlock(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod client;
 pub mod edit;
 pub mod find;
+pub mod locks;
 pub mod log;
 pub mod server;
 pub mod status;
@@ -58,6 +59,23 @@ pub enum Request {
     },
     /// Comes with the document that the locked controller is to hold.
     Commit,
+    /// The locks that are held: of a controller, of a run, or all.
+    Locks {
+        path: String,
+    },
+    /// Locks a controller until [`Request::Release`], or the peer's end.
+    Lock {
+        path: String,
+        /// Seconds after which it is let go at the latest.
+        ttl: Option<f64>,
+        label: Option<String>,
+    },
+    Release,
+    /// Gives a lock back that this mount took or, for a reason, takes it away from anybody.
+    Unlock {
+        path: String,
+        force: Option<String>,
+    },
 }
 
 /// What is answered.
@@ -70,6 +88,9 @@ pub enum Answer {
     Locked,
     Log(log::LogLine),
     Level(log::RunLevel),
+    Lock(Box<locks::Row>),
+    /// Whether it was still held.
+    Released(bool),
     /// The end of the answers.
     Done,
     /// The end of the answers: it could not be done.
@@ -203,6 +224,11 @@ pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Resul
         Request::Publish { path, text } => log::publish(context, peer, &path, &text),
         Request::Level { path, level } => log::level(context, peer, &path, level.as_deref()),
         Request::Edit { path } => edit::edit(context, peer, &path),
-        Request::Commit => Err(Failure::new("nothing is locked", "ask for an edit first")),
+        Request::Locks { path } => locks::list(context, peer, &path),
+        Request::Lock { path, ttl, label } => locks::lock(context, peer, &path, ttl, label),
+        Request::Unlock { path, force } => locks::unlock(context, peer, &path, force),
+        Request::Commit | Request::Release => {
+            Err(Failure::new("nothing is locked", "ask for an edit first"))
+        }
     }
 }

@@ -22,6 +22,7 @@ pub mod reaper;
 pub mod rejected;
 pub mod roads;
 pub mod seal;
+pub mod seen;
 pub mod session;
 pub mod session_lock;
 pub mod staging;

@@ -13,6 +13,7 @@ mod remembered;
 pub mod waiting;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ pub use meanwhile::Meanwhile;
 use serde::Deserialize;
 
 use crate::error::Errno;
+use crate::node::is_controller;
 use waiting::Watch;
 
 /// How long an entry and its seal live (PROTOCOL.md 2).
@@ -62,6 +64,9 @@ pub enum StoreErrorKind {
     Answer,
 }
 
+/// What the keys of locks begin with.
+const LOCK: &str = "nodb-lock:";
+
 /// The names of one distributed lock (PROTOCOL.md 2 and 3).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LockName {
@@ -72,7 +77,17 @@ pub struct LockName {
 impl LockName {
     /// `nodb-lock:<runid>:<relpath>` in DB 0.
     pub fn key(&self) -> String {
-        format!("nodb-lock:{}:{}", self.runid, self.relpath)
+        format!("{LOCK}{}:{}", self.runid, self.relpath)
+    }
+
+    /// The lock of a controller that has this key, if it is one.
+    pub fn of_key(key: &str) -> Option<Self> {
+        let (runid, relpath) = key.strip_prefix(LOCK)?.split_once(':')?;
+        let name = Path::new(relpath).file_name()?;
+        is_controller(name).then(|| Self {
+            runid: runid.to_owned(),
+            relpath: relpath.to_owned(),
+        })
     }
 
     /// The controller: the file's name without its ending.
@@ -228,6 +243,8 @@ pub trait Locks: Send + Sync {
     fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
         self.holder(name)
     }
+    /// Every controller's lock that anybody holds; other keys of the same kind are left out (PROTOCOL.md 2).
+    fn held(&self) -> Result<Vec<(LockName, Holder)>, StoreError>;
     /// Whether the mirror flag says `true` although nobody holds the lock, as it never does for longer than
     /// a moment if all is well. Unlike [`Locks::holder`], repairs nothing. A store without flags has none.
     fn is_flag_stale(&self, _name: &LockName) -> Result<bool, StoreError> {
@@ -286,4 +303,36 @@ pub trait Store: Cache + Locks + Status + fmt::Debug {
     }
     /// Whether the store answers now; the mount asks at its start.
     fn ping(&self) -> Result<(), StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_controllers_have_locks_of_their_own() {
+        let name = LockName::of_key("nodb-lock:batch;;spring;;run-001:_pups/x/wepp.nodb").unwrap();
+        assert_eq!(name.runid, "batch;;spring;;run-001");
+        assert_eq!(name.relpath, "_pups/x/wepp.nodb");
+        assert_eq!(LockName::of_key(&name.key()), Some(name));
+        for key in [
+            "nodb-lock:run:runtime-paths/x",
+            "nodb-lock:run",
+            "other:run:x.nodb",
+            "nodb-lock:run:nodir/.nodb",
+        ] {
+            assert_eq!(LockName::of_key(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_holder_says_when_it_took_the_lock_if_it_does() {
+        let at = |value: &str| payload::holder(value.as_bytes()).acquired_at();
+        assert_eq!(
+            at(r#"{"acquired_at": 1760000000}"#),
+            Some(1_760_000_000_000_000_000)
+        );
+        assert_eq!(at("bare"), None);
+        assert_eq!(at(r#"{"acquired_at": "x"}"#), None);
+    }
 }

@@ -102,7 +102,7 @@ pub fn run(args: &EditArgs) -> Result<ExitCode> {
 }
 
 /// As shells say it.
-fn exit_code(status: ExitStatus) -> ExitCode {
+pub fn exit_code(status: ExitStatus) -> ExitCode {
     let signal = status.signal().map(|signal| 128 + signal);
     let code = status.code().or(signal);
     let code = code.and_then(|code| u8::try_from(code).ok());

@@ -497,6 +497,12 @@ impl Controllers {
         }
     }
 
+    /// The lease `name` that any process holds for any controller, and which one.
+    pub fn leased_to(&self, name: &LockName) -> Option<(u32, Arc<Held>)> {
+        let mut known = self.known().into_iter();
+        known.find_map(|controller| controller.leased_to(name))
+    }
+
     /// The controllers that somebody has asked for.
     pub fn known(&self) -> Vec<Arc<Controller>> {
         self.known.lock().values().cloned().collect()

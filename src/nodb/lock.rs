@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
-use crate::nodb::session::Session;
+use crate::nodb::session::{Living, Session};
 use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
@@ -286,7 +286,10 @@ impl Locker {
         } else {
             self.wait
         };
-        let interrupted = || caller::is_interrupted(asking.caller.tid);
+        // who asks over the control socket may end without a signal that could be seen
+        let maker = Living::open(asking.caller.tid);
+        let ended = || maker.as_ref().is_some_and(|maker| !maker.lives());
+        let interrupted = || caller::is_interrupted(asking.caller.tid) || ended();
         let answer = match acquire_waiting(
             &*self.store,
             name,

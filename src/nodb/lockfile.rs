@@ -7,28 +7,25 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, Mode, OFlags, openat};
 use serde::Deserialize;
-use serde_json::json;
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::open::writes;
-use crate::fs::plain::{self, SetAttr};
+use crate::fs::plain::SetAttr;
 use crate::nodb::Nodb;
-use crate::nodb::commit::lock_of;
+use crate::nodb::caller;
 use crate::nodb::controller::RETRY;
-use crate::nodb::document::Document;
 use crate::nodb::generation::window;
 use crate::nodb::lock::Asking;
-use crate::nodb::session::{Session, command_of};
+use crate::nodb::seen::{Own, Seen};
+use crate::nodb::session::Session;
 use crate::nodb::session_lock::{Said, SessionLock, Through};
 use crate::nodb::staging::newborn;
-use crate::store::lease::Held;
-use crate::store::{Holder, LockName, payload};
+use crate::store::Lease;
+use crate::telemetry::event::{Event, Who};
 
 /// More than anybody has to say of a lock, in bytes.
 const MOST_SAID: usize = 64 << 10;
@@ -136,77 +133,7 @@ impl LockFiles {
     }
 }
 
-/// What can be said of a lock that is held.
-#[derive(Debug)]
-struct Seen {
-    name: LockName,
-    holder: Holder,
-    own: Option<Own>,
-}
-
-/// A lock that this mount has taken.
-#[derive(Debug)]
-enum Own {
-    Session(Arc<SessionLock>),
-    /// For the writers of a process.
-    Writer(u32, Arc<Held>),
-}
-
 impl Nodb {
-    /// The lock that `x.nodb` at `place` has or, if it does not exist yet, would have. ENOENT: what is
-    /// there is no file, and has none.
-    fn lock_name(&self, place: &Place) -> Result<LockName> {
-        let identity = match self.plain.stat(place) {
-            Ok(attr) if attr.file_type() == FileType::Symlink => {
-                // as child runs have them: the parent's document says whose lock it is
-                let document = self.read_through(place);
-                self.identify(document.as_ref(), place)?
-            }
-            Ok(attr) if attr.is_file() => {
-                let loaded = self.load_from(place, false)?;
-                self.identify(loaded.payload.document(), place)?
-            }
-            Ok(_) => return Err(Errno::NOENT.into()),
-            Err(Error::Source(Errno::NOENT)) => self.identify(None, place)?,
-            Err(error) => return Err(error),
-        };
-        Ok(lock_of(&identity))
-    }
-
-    /// The document that a symlink leads to, if it does.
-    fn read_through(&self, place: &Place) -> Option<Document> {
-        let dir = self.plain.inodes.fd(&place.dir).ok()?;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd: OwnedFd = openat(&*dir, &place.name, flags, Mode::empty()).ok()?;
-        let attr = Attr::of_fd(&fd).ok()?;
-        let fits = attr.is_file() && attr.size <= self.settings.max_payload;
-        let read = || plain::read(&fd, 0, usize::try_from(attr.size).ok()?).ok();
-        Document::parse(&fits.then(read)??).ok()
-    }
-
-    /// Who holds the lock of `x.nodb` at `place`. ENOENT: nobody.
-    fn see_lock(&self, place: &Place, caller: Caller) -> Result<Seen> {
-        let name = self.lock_name(place)?;
-        // before the store is asked: what is taken meanwhile is not lost because it was not there
-        let session = self.locker.sessions.get(&name);
-        let holder = self.store.seen_holder(&name)?;
-        let is_its = |lock: &Arc<SessionLock>| holder.as_ref().is_some_and(|now| lock.is(now));
-        if let Some(lost) = session.as_ref().filter(|lock| !is_its(lock))
-            && lost.serves(caller.tid)
-        {
-            // it sees now what has become of its lock, and may go on without
-            self.locker.sessions.remove(lost);
-        }
-        let own = session.filter(is_its).map(Own::Session);
-        let holder = holder.ok_or(Errno::NOENT)?;
-        let own = own.or_else(|| {
-            let (process, held) = self.controllers.get(place)?.leased_to(&name)?;
-            let ours = payload::same(&holder.value, &held.value()?);
-            ours.then_some(Own::Writer(process, held))
-        });
-        Ok(Seen { name, holder, own })
-    }
-
     /// The file that shows the lock of `x.nodb` at `place`. ENOENT: nobody holds it.
     pub fn lock_file(&self, place: &Place, caller: Caller) -> Result<Arc<LockFile>> {
         match self.see_lock(place, caller) {
@@ -390,6 +317,60 @@ impl Nodb {
         Ok(())
     }
 
+    /// Takes the lock of `x.nodb` at `place` for the caller and whatever it starts, for at most `ttl`.
+    pub fn lock_for_command(
+        &self,
+        place: &Place,
+        said: Said,
+        asking: Asking,
+    ) -> Result<Arc<SessionLock>> {
+        let name = self.lock_name(place)?;
+        let taken = self
+            .locker
+            .take_for_session(&name, Through::Command, asking);
+        let lock = taken.inspect_err(|error| self.lock_refused(place, error))?;
+        lock.say(said);
+        self.locker.sessions.wake();
+        Ok(lock)
+    }
+
+    /// The end of [`Nodb::lock_for_command`]. `false`: the lock was lost before.
+    pub fn unlock_for_command(&self, lock: &SessionLock) -> Result<bool> {
+        self.locker.release_for_session(lock)
+    }
+
+    /// Takes the lock of `x.nodb` at `place` away from whoever holds it, exactly as it is now seen; who
+    /// that was. ENOENT: nobody holds it. ESTALE: it has changed hands meanwhile.
+    pub fn force_lock(&self, place: &Place, reason: &str, caller: Caller) -> Result<Seen> {
+        let name = self.lock_name(place)?;
+        let holder = self.store.holder(&name)?.ok_or(Errno::NOENT)?;
+        let seen = self.with_own(name, holder);
+        let released = match &seen.own {
+            Some(Own::Session(lock)) => self.locker.release_for_session(lock)?,
+            Some(Own::Writer(_, held)) => held.release(None)?,
+            None => {
+                let ttl = seen.holder.left.unwrap_or_default();
+                let lease = Lease {
+                    name: seen.name.clone(),
+                    value: seen.holder.value.clone(),
+                    deadline: Instant::now() + ttl,
+                    ttl,
+                };
+                self.store.release(&lease, None)?
+            }
+        };
+        if !released {
+            return Err(Error::LeaseLost("it changed hands meanwhile".to_owned()));
+        }
+        let forced = Event::LockForced {
+            who: &Who::of(caller::process_of(caller.tid).unwrap_or(0)),
+            holder: &seen.holder.value,
+            reason,
+        };
+        self.telemetry.note(&seen.name, &forced);
+        Ok(seen)
+    }
+
     fn not_own(&self, place: &Place, seen: &Seen) -> Error {
         let error = Error::NotOwnLock {
             key: seen.name.key(),
@@ -415,59 +396,6 @@ impl Nodb {
             }
             Err(error) => error,
         }
-    }
-}
-
-impl Seen {
-    /// One line of JSON: what is stored, and what else is known. Its length is the same as long as the
-    /// same one holds the lock and says the same of it.
-    fn content(&self) -> Vec<u8> {
-        let stored = self.holder.value.trim();
-        let fields = stored
-            .strip_prefix('{')
-            .and_then(|stored| stored.strip_suffix('}'));
-        let is_object = serde_json::from_str::<serde_json::Map<_, _>>(stored).is_ok();
-        let mut line = match fields.filter(|_| is_object) {
-            // no string of JSON has a line break
-            Some(fields) => format!("{{{}", fields.trim().replace(['\n', '\r'], " ")),
-            // a bare token (PROTOCOL.md 4)
-            None => format!(r#"{{"token":{}"#, json!(self.holder.value)),
-        };
-        let left = match self.holder.left {
-            Some(left) => left.as_secs().to_string(),
-            None => "null".to_owned(),
-        };
-        if line.len() > 1 {
-            line.push(',');
-        }
-        line += &format!(r#""seconds_left":{left:>6},"own":{}"#, self.own.is_some());
-        let mut say = |what: &str, value: serde_json::Value| {
-            line += &format!(",{}:{value}", json!(what));
-        };
-        match &self.own {
-            Some(Own::Session(lock)) => {
-                say("pid", json!(lock.process));
-                say("command", json!(lock.command));
-                say("uid", json!(lock.uid));
-                say("session", json!(lock.session.sid));
-                let through = match lock.through {
-                    Through::File => "lock file",
-                    Through::Flock => "flock",
-                };
-                say("through", json!(through));
-                if let Some(label) = lock.said().label {
-                    say("label", json!(label));
-                }
-            }
-            Some(Own::Writer(process, _)) => {
-                say("pid", json!(process));
-                say("command", json!(command_of(*process)));
-                say("through", json!("open file"));
-            }
-            None => {}
-        }
-        line += "}\n";
-        line.into_bytes()
     }
 }
 

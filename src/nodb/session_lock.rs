@@ -29,6 +29,8 @@ pub enum Through {
     File,
     /// `flock` or `fcntl` on the controller.
     Flock,
+    /// `nodbfs lock`: it is the command's and its children's, and no other's of their session.
+    Command,
 }
 
 /// A lock that a session holds, until it is released or the session ends. Each is one acquisition:
@@ -98,15 +100,27 @@ impl SessionLock {
 
     /// Whether the thread `tid` works under this lock.
     pub fn serves(&self, tid: u32) -> bool {
-        self.session.includes(tid)
+        match self.through {
+            Through::File | Through::Flock => self.session.includes(tid),
+            Through::Command => self.begot(tid),
+        }
+    }
+
+    fn begot(&self, tid: u32) -> bool {
+        let process = caller::process_of(tid).unwrap_or(tid);
+        self.maker
+            .as_ref()
+            .is_some_and(|maker| maker.begot(process))
+    }
+
+    fn has_living_maker(&self) -> bool {
+        self.maker.as_ref().is_some_and(Living::lives)
     }
 
     /// Whether the thread `tid` may have the lock without taking it: it is its maker, or that has ended
     /// and left it to the session. Else two of one session that ask at the same time would both have it.
     pub fn is_shared_with(&self, tid: u32) -> bool {
-        let maker = self.maker.as_ref().filter(|maker| maker.lives());
-        let process = caller::process_of(tid).unwrap_or(tid);
-        self.serves(tid) && maker.is_none_or(|maker| maker.begot(process))
+        self.serves(tid) && (!self.has_living_maker() || self.begot(tid))
     }
 
     /// Whether `holder` is this very acquisition.
@@ -127,6 +141,8 @@ impl SessionLock {
         let until = self.said.lock().until;
         if until.is_some_and(|until| until <= Instant::now()) {
             Some("its time is over")
+        } else if self.through == Through::Command && !self.has_living_maker() {
+            Some("its command has ended")
         } else if !self.session.lives() {
             Some("its session has ended")
         } else {

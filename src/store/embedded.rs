@@ -185,10 +185,19 @@ impl Locks for Embedded {
     }
 
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
-        Ok(self.locks(name).get(name).map(|stored| Holder {
-            left: Some(stored.expires.saturating_duration_since(Instant::now())),
-            ..payload::holder(stored.value.as_bytes())
-        }))
+        let locks = self.locks(name);
+        Ok(locks.get(name).map(|stored| stored.holder(Instant::now())))
+    }
+
+    fn held(&self) -> Result<Vec<(LockName, Holder)>, StoreError> {
+        let now = Instant::now();
+        let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = locks.iter().filter(|(_, stored)| stored.expires > now);
+        let mut held: Vec<_> = held
+            .map(|(name, stored)| (name.clone(), stored.holder(now)))
+            .collect();
+        held.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(held)
     }
 
     fn watch(&self, name: &LockName) -> Watch<'_> {
@@ -254,6 +263,13 @@ struct Stored {
 }
 
 impl Stored {
+    fn holder(&self, now: Instant) -> Holder {
+        Holder {
+            left: Some(self.expires.saturating_duration_since(now)),
+            ..payload::holder(self.value.as_bytes())
+        }
+    }
+
     fn belongs_to(&self, lease: &Lease) -> bool {
         payload::same(&self.value, &lease.value)
     }

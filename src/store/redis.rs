@@ -7,12 +7,12 @@ mod settings;
 mod subscriber;
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use redis::Script;
+use redis::{ConnectionLike, RedisResult, Script};
 use sha2::{Digest, Sha256};
 
 pub use settings::{Limits, Settings, SettingsError};
@@ -23,8 +23,8 @@ use self::subscriber::Subscriber;
 use super::remembered::Answer;
 use super::waiting::Watch;
 use super::{
-    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
-    News, Status, Store, StoreError, StoreErrorKind, payload,
+    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, LOCK, Lease, LockName, Locks,
+    Meanwhile, News, Status, Store, StoreError, StoreErrorKind, payload,
 };
 
 const LOCKS: u8 = 0;
@@ -75,14 +75,12 @@ impl Redis {
 
     fn ask_holder(&self, name: &LockName) -> Result<Answer, StoreError> {
         let asked = Instant::now();
-        let (value, ttl): (Option<Vec<u8>>, i64) = self.locks.call("read lock", |redis| {
+        let answer = self.locks.call("read lock", |redis| {
             let mut script = HOLDER.key(name.key());
             script.key(&name.runid).arg(mirror_field(name));
             script.invoke(redis)
         })?;
-        let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
-        let until = ttl.map(|ttl| asked + ttl);
-        Ok(Answer { value, until })
+        Ok(expiring(answer, asked))
     }
 
     fn unanswered(&self) -> std::sync::MutexGuard<'_, VecDeque<Unanswered>> {
@@ -292,6 +290,27 @@ impl Locks for Redis {
         Ok(!held && flag.as_deref() == Some(b"true"))
     }
 
+    fn held(&self) -> Result<Vec<(LockName, Holder)>, StoreError> {
+        let asked = Instant::now();
+        let held = self.locks.call("list locks", |redis| {
+            let names = scan(redis)?;
+            let mut all = redis::pipe();
+            for name in &names {
+                all.cmd("GET").arg(name.key()).cmd("PTTL").arg(name.key());
+            }
+            let values: Vec<(Option<Vec<u8>>, i64)> = match names.is_empty() {
+                true => Vec::new(),
+                false => all.query(redis)?,
+            };
+            Ok(names.into_iter().zip(values).collect::<Vec<_>>())
+        })?;
+        let held = held.into_iter().filter_map(|(name, answer)| {
+            // it may have gone since it was found
+            Some((name, shown(expiring(answer, asked))?))
+        });
+        Ok(held.collect())
+    }
+
     fn watch(&self, name: &LockName) -> Watch<'_> {
         self.listener
             .watch(vec![name.key(), fence_key(&name.runid)])
@@ -358,6 +377,33 @@ impl fmt::Debug for Redis {
             .field(self.server.settings())
             .finish()
     }
+}
+
+/// The names of all locks of controllers, in order; a scan may find a key more than once.
+fn scan(redis: &mut dyn ConnectionLike) -> RedisResult<BTreeSet<LockName>> {
+    let mut names = BTreeSet::new();
+    let mut cursor = 0_u64;
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(format!("{LOCK}*.nodb"));
+        let found: (u64, Vec<Vec<u8>>) = scan.arg("COUNT").arg(1000).query(redis)?;
+        let keys = found
+            .1
+            .iter()
+            .filter_map(|key| std::str::from_utf8(key).ok());
+        names.extend(keys.filter_map(LockName::of_key));
+        cursor = found.0;
+        if cursor == 0 {
+            return Ok(names);
+        }
+    }
+}
+
+/// A value and its TTL in milliseconds, or less than 0, as they were when asked for.
+fn expiring((value, ttl): (Option<Vec<u8>>, i64), asked: Instant) -> Answer {
+    let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
+    let until = ttl.map(|ttl| asked + ttl);
+    Answer { value, until }
 }
 
 /// An answer for somebody who sees it now.

@@ -17,10 +17,8 @@ use super::connection::{Server, connect};
 use super::{FENCE, LOCKS};
 use crate::store::remembered::{Answer, Remembered};
 use crate::store::waiting::{Waiters, Watch};
-use crate::store::{LockName, StoreError};
+use crate::store::{LOCK, LockName, StoreError};
 
-/// What the keys of locks begin with.
-const LOCK: &str = "nodb-lock:";
 /// What the keys of runs' log levels begin with.
 const LOG_LEVEL: &str = "loglevel:";
 /// How long the connection outlives the last waiter: the next one is often not far.
