@@ -166,13 +166,13 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let timed = time(Op::Lookup);
         let caller = caller(request);
-        if self.fs.lookup_may_wait(parent.0, name, caller) {
-            let name = name.to_owned();
-            return self.run(true, timed, move |fs| {
-                reply::entry(reply, fs.lookup(parent.0, &name, caller))
-            });
+        if let Some(answer) = self.fs.lookup_at_once(parent.0, name, caller) {
+            return reply::entry(reply, answer);
         }
-        reply::entry(reply, self.fs.lookup(parent.0, name, caller));
+        let name = name.to_owned();
+        self.run(true, timed, move |fs| {
+            reply::entry(reply, fs.lookup(parent.0, &name, caller))
+        });
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {

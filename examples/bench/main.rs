@@ -18,6 +18,7 @@ mod bare;
 mod commits;
 mod daemon;
 mod idle;
+mod news;
 mod plain;
 mod reads;
 #[path = "../../tests/common/redis.rs"]
@@ -40,7 +41,7 @@ struct Args {
     /// How often each of the things compared is measured
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Only the groups named: read, commit, plain, idle
+    /// Only the groups named: read, commit, news, plain, idle
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     only: Vec<String>,
     /// Runs of the large tree of the group idle
@@ -101,13 +102,16 @@ fn main() -> Result<()> {
     );
     let rounds = Rounds::new(args.rounds, interrupted);
     let wanted = |group: &str| args.only.is_empty() || args.only.iter().any(|only| only == group);
-    if wanted("read") || wanted("commit") || wanted("plain") {
+    if ["read", "commit", "news", "plain"].into_iter().any(wanted) {
         let bench = Bench::new(work.path(), &args.mount_option)?;
         if wanted("read") {
             reads::run(&rounds, &bench)?;
         }
         if wanted("commit") {
             commits::run(&rounds, &bench)?;
+        }
+        if wanted("news") {
+            news::run(&rounds, &bench)?;
         }
         if wanted("plain") {
             plain::run(&rounds, &bench)?;
