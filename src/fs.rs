@@ -12,6 +12,7 @@ pub mod lockfile;
 pub mod logfile;
 mod names;
 pub mod open;
+pub mod pages;
 pub mod plain;
 pub mod walk;
 mod xattr;
@@ -30,16 +31,13 @@ use crate::nodb::controller::Controller;
 use crate::nodb::generation::Generation;
 use crate::nodb::lock::Asking;
 use crate::nodb::staging::Staging;
-use crate::node::{Node, is_controller, is_dump, is_hidden};
+use crate::node::{Node, goes_with_controllers, is_controller, is_dump, is_hidden};
 use attr::Attr;
 use credentials::Caller;
 use handle::{DirEntry, Handles};
 use inode::{Inode, Place};
+use pages::Treat;
 use plain::{Plain, SetAttr};
-
-/// How long the kernel may trust names and attributes of plain files. A change behind the mount's
-/// back shows after that at the latest; a name that was missing shows at once.
-pub const PLAIN_TTL: Duration = Duration::from_secs(1);
 
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -58,13 +56,11 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file. Without `flush`, nobody need hear of its closing. The kernel may go to the lower
-    /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
-    /// bits would stay.
+    /// A plain file. Without `flush`, nobody need hear of its closing.
     Plain {
         fd: Arc<OwnedFd>,
         flush: bool,
-        set_id: bool,
+        treat: Treat,
     },
     /// A generation: pages stay.
     Generation,
@@ -86,14 +82,18 @@ pub struct Open {
 pub struct Fs {
     plain: Arc<Plain>,
     nodb: Nodb,
+    /// How long the kernel may trust names, missing ones too, and attributes of plain files. A change behind
+    /// the mount's back shows after that at the latest.
+    plain_ttl: Duration,
     handles: Handles,
 }
 
 impl Fs {
-    pub fn new(plain: Arc<Plain>, nodb: Nodb) -> Self {
+    pub fn new(plain: Arc<Plain>, nodb: Nodb, plain_ttl: Duration) -> Self {
         Self {
             plain,
             nodb,
+            plain_ttl,
             handles: Handles::default(),
         }
     }
@@ -121,13 +121,35 @@ impl Fs {
     }
 
     fn plain_entry(&self, name: &OsStr, inode: &Inode, attr: Attr) -> Entry {
+        inode.pages.told(&attr);
         // a symlink may become a regular file, and the kernel takes what it knows of a dump's name along
         let ttl = if is_controller(name) || is_dump(name) {
             self.nodb.settled_name_ttl()
         } else {
-            PLAIN_TTL
+            self.plain_ttl
         };
-        entry(inode.id, attr, ttl, plain_attr_ttl(&attr).min(ttl))
+        let attr_ttl = self.plain_attr_ttl(inode, &attr).min(ttl);
+        entry(inode.id, attr, ttl, attr_ttl)
+    }
+
+    /// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
+    /// the lower file changes its times.
+    fn plain_attr_ttl(&self, inode: &Inode, attr: &Attr) -> Duration {
+        if attr.is_set_id() || inode.may_be_mapped() || inode.pages.are_written() {
+            Duration::ZERO
+        } else {
+            self.plain_ttl
+        }
+    }
+
+    /// How long the kernel may believe that there is no `name`. The names that go with controllers come
+    /// and go without a file.
+    pub fn missing_ttl(&self, name: &OsStr) -> Duration {
+        if goes_with_controllers(name) {
+            Duration::ZERO
+        } else {
+            self.plain_ttl
+        }
     }
 
     /// The name leads here for `name_ttl`, unless the file has other names by which it may change.
@@ -166,7 +188,8 @@ impl Fs {
                     }
                     (attr, _) => attr?,
                 };
-                Ok((attr, plain_attr_ttl(&attr)))
+                inode.pages.told(&attr);
+                Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) => {
                 let attr = self.nodb.attr_now(&generation);
@@ -208,7 +231,8 @@ impl Fs {
                     return Ok((attr, Duration::ZERO));
                 }
                 let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
-                Ok((attr, plain_attr_ttl(&attr)))
+                inode.pages.told(&attr);
+                Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
                 let attr = self.set_controller(&generation.controller, set, caller)?;
@@ -364,15 +388,6 @@ impl Fs {
 
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.plain.rmdir(&self.place(parent, name)?)
-    }
-}
-
-/// A write takes the set-uid bits away without the kernel hearing of it.
-fn plain_attr_ttl(attr: &Attr) -> Duration {
-    if attr.is_set_id() {
-        Duration::ZERO
-    } else {
-        PLAIN_TTL
     }
 }
 

@@ -16,10 +16,10 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Runtime;
 
@@ -91,6 +91,12 @@ impl Adapter {
         })
     }
 
+    /// To be called when the kernel can be told of what it does not hear by itself.
+    pub fn connect(&self) -> impl FnOnce(Notifier) + use<> {
+        let passthrough = self.passthrough.clone();
+        move |kernel| passthrough.connect(kernel)
+    }
+
     /// Runs `work` here, or, if it may wait and too many are waiting here, elsewhere.
     fn run(&self, may_wait: bool, timed: Timed, work: impl FnOnce(&Fs) + Send + 'static) {
         let work = move |fs: &Fs| {
@@ -132,6 +138,9 @@ impl Filesystem for Adapter {
             ),
             (true, InitFlags::FUSE_PARALLEL_DIROPS),
             (true, InitFlags::FUSE_ASYNC_DIO),
+            // a node that the kernel has forgotten cannot be found again by its number: better no file
+            // handles than ones that go stale
+            (true, InitFlags::FUSE_NO_EXPORT_SUPPORT),
             // the umask gives way to a directory's default ACL, which the daemon can see
             (true, InitFlags::FUSE_DONT_MASK),
             // measured: without it the kernel asks for security.capability before every write
@@ -166,8 +175,12 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let timed = time(Op::Lookup);
         let caller = caller(request);
-        if let Some(answer) = self.fs.lookup_at_once(parent.0, name, caller) {
-            return reply::entry(reply, answer);
+        match self.fs.lookup_at_once(parent.0, name, caller) {
+            Some(Err(Error::Source(Errno::NOENT))) => {
+                return reply::missing(reply, self.fs.missing_ttl(name));
+            }
+            Some(answer) => return reply::entry(reply, answer),
+            None => {}
         }
         let name = name.to_owned();
         self.run(true, timed, move |fs| {
@@ -373,11 +386,14 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let timed = time(Op::Write);
-        let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        if let Some(written) = self.fs.write(fh.0, offset, data, kill_privileges) {
+        let caller = caller(request);
+        let unprivileged = write_flags
+            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            .then_some(caller);
+        if let Some(written) = self.fs.write(fh.0, offset, data, unprivileged) {
             return reply::write(reply, written);
         }
-        let (data, caller) = (data.to_vec(), caller(request));
+        let data = data.to_vec();
         self.run(true, timed, move |fs| {
             reply::write(reply, fs.append(fh.0, &data, caller));
         });
@@ -529,7 +545,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -538,13 +554,14 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let timed = time(Op::Setxattr);
+        let (flags, caller) = (flags as u32, caller(request));
         if self.fs.xattr_may_wait(ino.0, name) {
             let (name, value) = (name.to_owned(), value.to_owned());
             return self.run(true, timed, move |fs| {
-                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags as u32));
+                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags, caller));
             });
         }
-        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
+        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags, caller));
     }
 
     fn getxattr(

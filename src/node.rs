@@ -90,6 +90,14 @@ pub fn is_hidden(name: &OsStr) -> bool {
     name.as_bytes().starts_with(TEMPORARY.as_bytes())
 }
 
+/// Whether the name is a controller's, or may be one that only the mount knows: of its lock, its log, a
+/// commit under way.
+pub fn goes_with_controllers(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let mut parts = name.windows(CONTROLLER.len());
+    name.ends_with(b".log") || parts.any(|part| part == CONTROLLER)
+}
+
 /// Whether `name` is the temporary file of a NoDb process that is dumping `target`:
 /// `.<file>.<random>.tmp` (PROTOCOL.md 1).
 pub fn is_dump_of(name: &OsStr, target: &OsStr) -> bool {
@@ -127,6 +135,16 @@ mod tests {
             "wepp.nodb~",
         ] {
             assert!(!is_controller(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_goes_with_controllers_is_told_by_its_name() {
+        for name in ["wepp.nodb", "wepp.nodb.lock", "wepp.log", ".nodbfs-1-2"] {
+            assert!(goes_with_controllers(OsStr::new(name)), "{name}");
+        }
+        for name in ["p1.sol", "READONLY", "log", "nodb", ""] {
+            assert!(!goes_with_controllers(OsStr::new(name)), "{name}");
         }
     }
 

@@ -49,6 +49,10 @@ pub struct MountArgs {
     /// work: they overwrite what stat did not show them [default: 0s, with the embedded store 1s]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub name_ttl: Option<Duration>,
+    /// How long the kernel may believe names and attributes of plain files, and that a name is not there: a
+    /// change made beside the mount shows so much later. 0s to ask the source every time [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub plain_ttl: Option<Duration>,
     /// Largest document that is accepted [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub max_payload: Option<u64>,

@@ -18,20 +18,20 @@ impl Fs {
         }
     }
 
-    /// Writes to an open file. With `kill_privileges`, the caller is nobody whose set-uid bits stay. `None`:
+    /// Writes to an open file. `unprivileged`: by this caller, who leaves no set-uid bits behind. `None`:
     /// it is a log, to which [`Fs::append`] writes, and that may wait.
     pub fn write(
         &self,
         handle: u64,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
+        unprivileged: Option<Caller>,
     ) -> Option<Result<usize>> {
         let written = match self.handles.get(handle) {
             Ok(Handle::Log(_)) => return None,
             Ok(Handle::File(fd)) => plain::write(&fd, offset, data).and_then(|written| {
-                if kill_privileges {
-                    plain::kill_privileges(&*fd)?;
+                if let Some(caller) = unprivileged {
+                    plain::kill_privileges(&*fd, caller)?;
                 }
                 Ok(written)
             }),

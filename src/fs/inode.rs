@@ -15,6 +15,8 @@ use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat, readlinkat};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
+use crate::fs::local::is_local;
+use crate::fs::pages::Pages;
 use crate::node::Node;
 
 /// The kernel's number of the mount's root.
@@ -55,12 +57,20 @@ pub struct Inode {
     /// The names it was found under, the latest first: hard links have several.
     places: Mutex<Vec<Place>>,
     /// The descriptors of open handles: they reach the file when its last name is gone.
-    open: Mutex<Vec<Weak<OwnedFd>>>,
+    open: Mutex<Vec<Descriptor>>,
     /// A descriptor from the time of the last name: whoever has the file open, or stands in the
     /// directory, may go on asking for it until the kernel forgets it.
     nameless: Mutex<Option<Arc<OwnedFd>>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
     listed: Mutex<i128>,
+    pub pages: Pages,
+}
+
+/// An open handle's, and whether it allows a writable shared mapping.
+#[derive(Debug)]
+struct Descriptor {
+    fd: Weak<OwnedFd>,
+    maps: bool,
 }
 
 impl Inode {
@@ -73,11 +83,21 @@ impl Inode {
         self.ident.format == libc::S_IFDIR
     }
 
-    /// Remembers a descriptor that stays open as long as some handle does.
-    pub fn opened(&self, fd: &Arc<OwnedFd>) {
+    /// Remembers a descriptor that stays open as long as some handle does, opened with these flags.
+    pub fn opened(&self, fd: &Arc<OwnedFd>, flags: i32) {
         let mut open = self.open.lock();
-        open.retain(|known| known.strong_count() > 0);
-        open.push(Arc::downgrade(fd));
+        open.retain(|known| known.fd.strong_count() > 0);
+        open.push(Descriptor {
+            fd: Arc::downgrade(fd),
+            maps: maps(flags),
+        });
+    }
+
+    /// Whether somebody has it open who may be writing through a shared mapping.
+    pub fn may_be_mapped(&self) -> bool {
+        let open = self.open.lock();
+        open.iter()
+            .any(|known| known.maps && known.fd.strong_count() > 0)
     }
 
     /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
@@ -116,6 +136,11 @@ impl Drop for Inode {
     }
 }
 
+/// Whether a file that is opened with these flags can be mapped shared and writable.
+pub fn maps(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
+}
+
 /// All inodes of a mount.
 ///
 /// Lock order: `table` before an inode's `places`; `descriptors` and an inode's `open` and `nameless`
@@ -125,6 +150,8 @@ pub struct Inodes {
     /// Whether the source lies on NFS: unlinked files that are in use stay in their directories, and
     /// names are answered from memory.
     pub nfs: bool,
+    /// The device of the source, if that is a local file system.
+    local: Option<u64>,
     root: Arc<Inode>,
     root_fd: Arc<OwnedFd>,
     table: Mutex<Table>,
@@ -152,6 +179,7 @@ impl Inodes {
     pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
         let attr = Attr::of_fd(&root_fd)?;
         let nfs = fstatfs(&root_fd)?.f_type == NFS;
+        let local = is_local(&root_fd).then_some(attr.ident.dev);
         let root = Arc::new(Inode {
             id: ROOT,
             ident: attr.ident,
@@ -159,6 +187,7 @@ impl Inodes {
             open: Mutex::default(),
             nameless: Mutex::default(),
             listed: Mutex::default(),
+            pages: Pages::default(),
         });
         let known = Known {
             node: Node::Plain(root.clone()),
@@ -166,6 +195,7 @@ impl Inodes {
         };
         Ok(Self {
             nfs,
+            local,
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
                 plain: HashMap::from([(root.ident, root.clone())]),
@@ -176,6 +206,11 @@ impl Inodes {
             root_fd: Arc::new(root_fd),
             descriptors: Mutex::new(LruCache::new(descriptors)),
         })
+    }
+
+    /// Whether the file lies where the source's root does, on a file system that is this host's alone.
+    pub fn is_local(&self, ident: &Ident) -> bool {
+        self.local == Some(ident.dev)
     }
 
     /// The node the kernel calls `id`. ESTALE: it has been forgotten.
@@ -207,6 +242,7 @@ impl Inodes {
                     open: Mutex::default(),
                     nameless: Mutex::default(),
                     listed: Mutex::default(),
+                    pages: Pages::default(),
                 });
                 table.plain.insert(attr.ident, inode.clone());
                 inode
@@ -312,6 +348,30 @@ impl Inodes {
         }
     }
 
+    /// Opens a file to read it, by the name it was found by last. `None`: it has none any more. ESTALE: the name leads
+    /// elsewhere, the kernel is to look again.
+    pub fn open_by_name(&self, inode: &Inode, flags: OFlags) -> Result<Option<(Attr, OwnedFd)>> {
+        let Some(place) = inode.places().into_iter().next() else {
+            return Ok(None);
+        };
+        // what has come to that name may be a pipe
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        match openat(&*self.fd(&place.dir)?, &place.name, flags, Mode::empty()) {
+            Ok(fd) => {
+                let attr = Attr::of_fd(&fd)?;
+                if attr.ident == inode.ident {
+                    return Ok(Some((attr, fd)));
+                }
+            }
+            // a symlink or a socket has come there, or nothing
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        // by a descriptor the file can still be asked for, as `/proc/self/fd` does
+        self.removed(inode, &place, self.fd(inode).ok());
+        Err(Errno::STALE.into())
+    }
+
     /// The lower file at this inode became a controller's generation: lookups give that from now
     /// on, and this inode lives only for those who have it open.
     pub fn disown(&self, inode: &Arc<Inode>) {
@@ -343,7 +403,7 @@ impl Inodes {
         if let Some(fd) = &*inode.nameless.lock() {
             return Some(fd.clone());
         }
-        inode.open.lock().iter().find_map(Weak::upgrade)
+        inode.open.lock().iter().find_map(|open| open.fd.upgrade())
     }
 
     /// A directory's descriptor: up to the first one at hand and down again. Trees are deeper than

@@ -11,6 +11,7 @@ use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
 use crate::fs::inode::Inode;
 use crate::fs::local::is_local;
+use crate::fs::pages::Treat;
 use crate::fs::{Entry, Fs, Open, Opened, plain};
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
@@ -90,12 +91,13 @@ impl Fs {
         }
     }
 
-    fn open_plain(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<Open> {
+    fn open_plain(&self, inode: &Arc<Inode>, flags: i32, caller: Caller) -> Result<Open> {
         let (attr, fd) = self.plain.open(inode, flags, caller)?;
+        let (writes, local) = (writes(flags), self.plain.inodes.is_local(&inode.ident));
         let opened = Opened::Plain {
-            flush: writes(flags) && !is_local(&*fd),
+            flush: writes && !local && !is_local(&*fd),
             fd: fd.clone(),
-            set_id: attr.is_set_id(),
+            treat: Treat::new(inode, &attr, flags, writes, local),
         };
         Ok(Open {
             handle: self.handles.add(Handle::File(fd)),
@@ -197,10 +199,11 @@ impl Fs {
             );
         }
         let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
+        let local = self.plain.inodes.is_local(&inode.ident);
         let opened = Opened::Plain {
-            flush: !is_local(&*fd),
+            flush: !local && !is_local(&*fd),
             fd: fd.clone(),
-            set_id: attr.is_set_id(),
+            treat: Treat::new(&inode, &attr, flags, true, local),
         };
         Ok((
             self.plain_entry(name, &inode, attr),

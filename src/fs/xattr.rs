@@ -9,6 +9,7 @@ use rustix::fs::{XattrFlags, removexattr, setxattr};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::Fs;
+use crate::fs::credentials::Caller;
 use crate::fs::inode::reopen_path;
 use crate::fs::plain::{XattrReply, list_xattrs, read_xattr};
 use crate::nodb::controller::Controller;
@@ -58,9 +59,16 @@ impl Fs {
         }
     }
 
-    pub fn setxattr(&self, id: u64, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        id: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: u32,
+        caller: Caller,
+    ) -> Result<()> {
         match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags),
+            Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags, caller),
             Node::Lock(_) | Node::Log(_) => Err(Errno::OPNOTSUPP.into()),
             node if is_own(name) => self.nodb.act(&*controller_of(node)?, name),
             // there is no file yet that could keep it

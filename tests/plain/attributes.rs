@@ -9,6 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::common::mount::Mount;
 use crate::common::twins::Twins;
 
 #[test]
@@ -205,6 +206,46 @@ fn the_file_system_says_how_full_it_is() {
     assert_eq!(constant(&mounted), constant(&source));
     // others use the same disk meanwhile
     assert!(mounted.f_bfree.abs_diff(source.f_bfree) < source.f_blocks / 10);
+}
+
+/// Whatever the source's own mount says.
+#[test]
+fn times_of_access_are_kept_as_mounted() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let second = |tv_sec| Timespec { tv_sec, tv_nsec: 0 };
+    let last_modification = second(200);
+    let (old, recent) = (
+        second(100),
+        Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+    );
+    // `relatime` would say the contrary of each
+    for (options, last_access, leaves_a_time) in [
+        ("noatime", old, false),
+        ("strictatime", recent, true),
+        ("ro,strictatime", old, false),
+    ] {
+        let source = tempfile::tempdir().unwrap();
+        let file = source.path().join("file");
+        fs::write(&file, "content").unwrap();
+        let mount = Mount::builder(source.path()).args(["-o", options]).start();
+        let times = Timestamps {
+            last_access,
+            last_modification,
+        };
+        utimensat(CWD, &file, &times, AtFlags::empty()).unwrap();
+        let atime = || {
+            let stat = fs::metadata(&file).unwrap();
+            (stat.atime(), stat.atime_nsec())
+        };
+        let before = atime();
+        assert_eq!(fs::read(mount.path().join("file")).unwrap(), b"content");
+        assert_eq!(atime() != before, leaves_a_time, "{options}");
+    }
 }
 
 #[test]

@@ -270,6 +270,26 @@ with open('kept', 'rb') as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ
     );
 }
 
+/// The kernel may write to the lower file by itself, and still has to say so at once.
+#[test]
+fn a_write_through_a_map_changes_the_time() {
+    let twins = Twins::new([]);
+    let said = twins.python(
+        "import mmap, os
+with open('file', 'wb') as file:
+    file.write(b'content')
+os.utime('file', (1, 1))
+print(os.stat('file').st_mtime)
+with open('file', 'r+b') as file, mmap.mmap(file.fileno(), 0) as map:
+    print(map[0], os.fstat(file.fileno()).st_mtime)
+    map[0] = 65
+    map.flush()
+    print(os.fstat(file.fileno()).st_mtime > 1)
+print(os.stat('file').st_mtime > 1, open('file').read())",
+    );
+    assert!(said.contains("True Aontent"), "{said}");
+}
+
 #[test]
 fn a_temporary_file_without_any_name() {
     let twins = Twins::new([]);
