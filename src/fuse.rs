@@ -175,16 +175,17 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let timed = time(Op::Lookup);
         let caller = caller(request);
-        if self.fs.lookup_may_wait(parent.0, name, caller) {
-            let name = name.to_owned();
-            return self.run(true, timed, move |fs| {
-                reply::entry(reply, fs.lookup(parent.0, &name, caller))
-            });
+        match self.fs.lookup_at_once(parent.0, name, caller) {
+            Some(Err(Error::Source(Errno::NOENT))) => {
+                return reply::missing(reply, self.fs.missing_ttl(name));
+            }
+            Some(answer) => return reply::entry(reply, answer),
+            None => {}
         }
-        match self.fs.lookup(parent.0, name, caller) {
-            Err(Error::Source(Errno::NOENT)) => reply::missing(reply, self.fs.missing_ttl(name)),
-            answer => reply::entry(reply, answer),
-        }
+        let name = name.to_owned();
+        self.run(true, timed, move |fs| {
+            reply::entry(reply, fs.lookup(parent.0, &name, caller))
+        });
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {

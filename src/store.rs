@@ -4,6 +4,7 @@
 //! All calls are synchronous and return within a limit of their own, so callers may hold them
 //! against a deadline. None is made by an operation on a plain file (promise 8).
 
+mod acquire;
 pub mod embedded;
 pub mod lease;
 mod meanwhile;

@@ -19,6 +19,7 @@ mod bare;
 mod commits;
 mod daemon;
 mod idle;
+mod news;
 mod reads;
 #[path = "../../tests/common/redis.rs"]
 mod redis_server;
@@ -44,7 +45,7 @@ struct Args {
     /// How often each of the things compared is measured
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Only the groups named: read, commit, idle, against
+    /// Only the groups named: read, commit, news, idle, against
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     only: Vec<String>,
     /// Only the workloads of the group against whose names contain TEXT
@@ -117,13 +118,16 @@ fn main() -> Result<()> {
     );
     let rounds = Rounds::new(args.rounds, interrupted);
     let wanted = |group: &str| args.only.is_empty() || args.only.iter().any(|only| only == group);
-    if wanted("read") || wanted("commit") {
+    if ["read", "commit", "news"].into_iter().any(wanted) {
         let bench = Bench::new(work.path(), &args.mount_option)?;
         if wanted("read") {
             reads::run(&rounds, &bench)?;
         }
         if wanted("commit") {
             commits::run(&rounds, &bench)?;
+        }
+        if wanted("news") {
+            news::run(&rounds, &bench)?;
         }
         println!(
             "resident after all that: embedded {}, redis {}\n",

@@ -15,7 +15,13 @@ use crate::node::{LogName, Node, log_of};
 
 impl Fs {
     /// The log that shows at `place`, where the source has no file. ENOENT: there is none of this name.
-    pub(super) fn lookup_log(&self, place: &Place, caller: Caller) -> Result<Entry> {
+    /// `None`: its controller must be read to say whose it is, and the caller is not `patient`.
+    pub(super) fn lookup_log(
+        &self,
+        place: &Place,
+        caller: Caller,
+        patient: bool,
+    ) -> Result<Option<Entry>> {
         let (controller, named) = log_of(&place.name).ok_or(Errno::NOENT)?;
         let controller = Place::new(&place.dir, &controller);
         let attr = self.plain.stat(&controller)?;
@@ -26,10 +32,13 @@ impl Fs {
         if named == LogName::Real && controller.is_logger(caller.tid) {
             return Err(Errno::NOENT.into());
         }
+        if controller.name().is_none() && !patient {
+            return Ok(None);
+        }
         let file = self.nodb.log_file(&controller, named, attr)?;
         let shown = entry(file.id, file.attr(), Duration::ZERO, Duration::ZERO);
         self.plain.inodes.raise(Node::Log(file));
-        Ok(shown)
+        Ok(Some(shown))
     }
 
     /// Opens a log; `O_TRUNC` changes nothing. ESTALE: the caller is to write the real one, and the kernel to

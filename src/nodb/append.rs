@@ -116,7 +116,9 @@ impl Nodb {
         };
         match writer {
             Some(writer) if writer == caller::process_of(caller.tid).unwrap_or(0) => {
-                self.append(log, b"\n", caller).map(drop)
+                let ended = self.append(log, b"\n", caller).map(drop);
+                // the writer knows; whether it is to be tried again is for the writer to say
+                ended.inspect_err(|_| log.pending.lock().bytes.clear())
             }
             _ => Ok(()),
         }

@@ -1,13 +1,15 @@
 //! A controller: a name in a run directory, which generation it leads to, and which threads are in
 //! the middle of opening it.
 
+mod telling;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::counters::{self, Counted};
 use crate::fs::attr::{Attr, Ident, Stamp};
@@ -21,9 +23,6 @@ use crate::telemetry::event::{Event, Who};
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
 pub const RETRY: Duration = Duration::from_secs(10);
-
-/// How long a thread that wants to write a real log may take to make it: it may try more than one way.
-const LOGGER: Duration = Duration::from_secs(2);
 
 /// One controller's name.
 ///
@@ -114,50 +113,6 @@ impl Controller {
             loggers: Mutex::default(),
             read_from: AtomicU8::new(0),
         }
-    }
-
-    /// The inodes that show its log.
-    pub fn log_files(&self) -> MutexGuard<'_, LogFiles> {
-        self.log_files.lock()
-    }
-
-    /// `tid` opens the virtual log that stands for the real one to write, and was answered ESTALE: for a
-    /// while there is no such name for it, so that it makes the file if it wants one.
-    pub fn expect_logger(&self, tid: u32) {
-        let mut loggers = self.loggers.lock();
-        loggers.retain(|(known, since)| *known != tid && since.elapsed() < LOGGER);
-        loggers.push((tid, Instant::now()));
-    }
-
-    /// Whether `tid` is about to make the real log.
-    pub fn is_logger(&self, tid: u32) -> bool {
-        let loggers = self.loggers.lock();
-        let mut own = loggers.iter().filter(|(known, _)| *known == tid);
-        own.any(|(_, since)| since.elapsed() < LOGGER)
-    }
-
-    /// How many `open`s were answered from memory since the last time this was asked.
-    pub fn take_hits(&self) -> u64 {
-        match self.hits.load(Relaxed) {
-            0 => 0,
-            _ => self.hits.swap(0, Relaxed),
-        }
-    }
-
-    /// nodbfs is about to change the file itself, until this is dropped.
-    pub fn changing(&self) -> Changing<'_> {
-        self.state.lock().changing += 1;
-        Changing(self)
-    }
-
-    /// What the disk shows now; `true`: somebody else has changed it.
-    pub fn notice(&self, stamp: Stamp) -> bool {
-        let mut state = self.state.lock();
-        if state.changing > 0 {
-            return false;
-        }
-        let before = state.seen.replace(stamp);
-        before.is_some_and(|before| before != stamp)
     }
 
     /// Somebody was given bytes that came from there.
@@ -420,16 +375,6 @@ impl Controller {
         overdue.filter_map(|leased| leased.held.upgrade()).collect()
     }
 
-    /// The name of its lock, if a document has said it.
-    pub fn name(&self) -> Option<LockName> {
-        self.state.lock().name.clone()
-    }
-
-    /// What its document says of it.
-    pub fn set_name(&self, name: LockName) {
-        self.state.lock().name = Some(name);
-    }
-
     /// The reason of the last refusal, in words.
     pub fn last_error(&self) -> Option<String> {
         self.state.lock().last_error.clone()
@@ -442,18 +387,6 @@ impl Controller {
     fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.retries.is_empty() && state.last_error.is_none() && state.current.strong_count() == 0
-    }
-}
-
-/// A change of nodbfs's own that is under way.
-#[derive(Debug)]
-pub struct Changing<'a>(&'a Controller);
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.changing -= 1;
-        state.seen = None;
     }
 }
 

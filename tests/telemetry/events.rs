@@ -107,7 +107,7 @@ fn opens_are_told_with_where_the_document_came_from() {
         read(&run);
         let log = super::log(&run, "wepp");
         assert!(
-            log.contains("cache miss") && log.contains("loaded from=disk"),
+            log.contains("cache miss") && log.contains("read from disk from=disk"),
             "{log}"
         );
         // whatever the kernel answers by itself is no open
@@ -116,7 +116,11 @@ fn opens_are_told_with_where_the_document_came_from() {
         if kind == Kind::Redis {
             run.remount();
             read(&run);
-            await_line(&run, "wepp", "cache hit: loaded from=cache");
+            await_line(
+                &run,
+                "wepp",
+                "cache hit: read from the cache entry from=cache",
+            );
             run.remount();
             run.redis_mut().kill();
             read(&run);

@@ -147,7 +147,7 @@ fn subscribe(shared: &Weak<Shared>) {
 /// Passes on the news until the connection breaks, or the store is gone.
 fn listen(
     shared: &Weak<Shared>,
-    mut connection: Connection,
+    (mut connection, tracked): (Connection, bool),
     subscribed: &mut HashSet<String>,
 ) -> RedisResult<()> {
     let mut silent = false;
@@ -168,7 +168,9 @@ fn listen(
             Err(error) if error.is_timeout() && !silent => {
                 silent = true;
                 here.publish_to_itself();
-                here.read_levels(subscribed);
+                if !tracked {
+                    here.read_levels(subscribed);
+                }
             }
             Err(error) => return Err(error),
         }
@@ -196,20 +198,21 @@ impl Shared {
         }
     }
 
-    /// A connection that is told of every change of a log level, if the server does that.
-    fn connect(&self) -> RedisResult<Connection> {
+    /// A connection, and whether it is told of every change of a log level.
+    fn connect(&self) -> RedisResult<(Connection, bool)> {
         let mut connection = connect(self.server.settings(), LEVELS)?;
         // pushed news need the third version of the protocol
         redis::cmd("HELLO").arg(3).exec(&mut connection)?;
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST");
-        if let Err(error) = track.arg("PREFIX").arg(LEVEL).exec(&mut connection) {
-            debug!(%error, "not told of log levels: they are read from time to time");
+        let tracked = track.arg("PREFIX").arg(LEVEL).exec(&mut connection);
+        if let Err(error) = &tracked {
+            debug!(%error, "not told of log levels: they are read when it is quiet");
         }
         connection.set_read_timeout(Some(TICK))?;
         let own = redis::cmd("SUBSCRIBE").arg(&self.own).get_packed_command();
         connection.send_packed_command(&own)?;
-        Ok(connection)
+        Ok((connection, tracked.is_ok()))
     }
 
     /// Makes the subscriptions those that are wanted.

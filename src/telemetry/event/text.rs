@@ -169,8 +169,8 @@ impl Event<'_> {
             Self::Hits { .. } => "cache hit: opened from memory",
             Self::Loaded {
                 from: Origin::Disk, ..
-            } => "loaded",
-            Self::Loaded { .. } => "cache hit: loaded",
+            } => "read from disk",
+            Self::Loaded { .. } => "cache hit: read from the cache entry",
             Self::Missed => "cache miss",
             Self::CacheAway { .. } => "cache fallback: read from disk",
             Self::Unreleased { .. } => "lock fallback: not released, it will expire",
