@@ -44,6 +44,7 @@ pub struct SessionLock {
     pub command: Option<String>,
     /// Its user.
     pub uid: u32,
+    pub since: Instant,
     /// The process itself; none if it had ended at once.
     maker: Option<Living>,
     held: Arc<Held>,
@@ -74,6 +75,7 @@ impl SessionLock {
             process,
             command: command_of(process),
             uid,
+            since: Instant::now(),
             maker: Living::open(process),
             held,
             said: Mutex::default(),
@@ -173,6 +175,11 @@ impl SessionLocks {
         self.locks.lock().get(name).cloned()
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<SessionLock>> {
+        self.locks.lock().values().cloned().collect()
+    }
+
     /// A session has taken a lock; whatever it had before under that name is lost.
     pub fn add(self: &Arc<Self>, lock: &Arc<SessionLock>) {
         let mut locks = self.locks.lock();
@@ -216,8 +223,7 @@ impl SessionLocks {
 
     /// Lets go what is over; what is left. `None`: nothing, and the next lock starts a new thread.
     fn settle(&self) -> Option<Vec<Arc<SessionLock>>> {
-        let all: Vec<_> = self.locks.lock().values().cloned().collect();
-        for lock in &all {
+        for lock in &self.all() {
             if let Some(why) = lock.is_over() {
                 self.remove(lock);
                 // what cannot be told now is the keeper's to tell
@@ -226,7 +232,7 @@ impl SessionLocks {
             }
         }
         let mut watched = self.watched.lock();
-        let left: Vec<_> = self.locks.lock().values().cloned().collect();
+        let left = self.all();
         *watched = !left.is_empty();
         watched.then_some(left)
     }
@@ -268,8 +274,8 @@ mod tests {
     use crate::error::Errno;
     use crate::fs::credentials::Caller;
     use crate::nodb::lock::{Asking, Locker};
+    use crate::store::Store;
     use crate::store::embedded::Embedded;
-    use crate::store::{Locks, Store};
 
     fn asking(tid: u32) -> Asking {
         let caller = Caller {
