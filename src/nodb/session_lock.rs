@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -58,6 +58,22 @@ pub struct Said {
     pub label: Option<String>,
     /// When it is to be let go at the latest.
     pub until: Option<Instant>,
+    /// The same for people, in seconds since the epoch.
+    pub ends_at: Option<u64>,
+}
+
+impl Said {
+    /// A lock for this purpose that is let go after `ttl`.
+    pub fn new(label: Option<String>, ttl: Option<Duration>) -> Self {
+        let until = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        let ends_at = ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
+        let ends_at = ends_at.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
+        Self {
+            label,
+            until,
+            ends_at: ends_at.map(|end| end.as_secs()),
+        }
+    }
 }
 
 impl SessionLock {
@@ -375,10 +391,7 @@ mod tests {
         let lock = locker
             .take_for_session(&name(), Through::File, own)
             .unwrap();
-        lock.say(Said {
-            label: None,
-            until: Some(Instant::now() + Duration::from_millis(20)),
-        });
+        lock.say(Said::new(None, Some(Duration::from_millis(20))));
         locker.sessions.wake();
         eventually("the lock is let go", || {
             store.holder(&name()).unwrap().is_none()
