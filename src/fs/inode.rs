@@ -26,9 +26,6 @@ const NFS: i64 = 0x6969;
 /// Numbers of our own start here, above what file systems hand out.
 const SYNTHETIC: u64 = 1 << 62;
 
-/// More names than a path that somebody can type.
-const MOST_NAMES: usize = 2048;
-
 /// A name in a directory: a dentry.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -394,20 +391,6 @@ impl Inodes {
     /// How many nodes the kernel knows.
     pub fn known(&self) -> usize {
         self.table.lock().nodes.len()
-    }
-
-    /// As [`Inodes::relative_path`], from memory: the source, which may hang, is not asked.
-    pub fn remembered_path(&self, dir: &Arc<Inode>) -> PathBuf {
-        let mut names = Vec::new();
-        let mut above = dir.clone();
-        // names learnt at different times may go round in a circle
-        while names.len() < MOST_NAMES
-            && let Some(place) = above.places().into_iter().next()
-        {
-            names.push(place.name);
-            above = place.dir;
-        }
-        names.iter().rev().collect()
     }
 
     /// The path of a directory relative to the root, as it is now, wherever it was moved.
