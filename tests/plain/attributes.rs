@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{
     AtFlags, CWD, StatVfs, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags,
@@ -300,6 +302,34 @@ fn inode_flags() {
     twins.same_but("inode-flags", |dir| {
         fs::write(dir.join("file"), "").unwrap();
         rustix::fs::ioctl_getflags(File::open(dir.join("file")).unwrap()).is_ok()
+    });
+}
+
+/// What a call ends with that only Python's `ctypes` and `fcntl` have: 0, or 1 for an error.
+fn ended(dir: &Path, program: &str) -> Option<i32> {
+    fs::write(dir.join("file"), "content").unwrap();
+    let mut python = Command::new("python3");
+    let quiet = python.args(["-c", program]).stderr(Stdio::null());
+    quiet.current_dir(dir).status().unwrap().code()
+}
+
+#[test]
+fn file_handles() {
+    Twins::new([]).same_but("file-handles", |dir| {
+        let program = "import ctypes, struct
+handle = ctypes.create_string_buffer(struct.pack('Ii', 128, 0), 136)
+mount = ctypes.c_int()
+assert ctypes.CDLL(None).name_to_handle_at(-100, b'file', handle, ctypes.byref(mount), 0) == 0";
+        ended(dir, program)
+    });
+}
+
+#[test]
+fn extent_maps() {
+    Twins::new([]).same_but("extent-maps", |dir| {
+        let program = "import fcntl, struct
+fcntl.ioctl(open('file'), 0xc020660b, struct.pack('QQIIII', 0, 4096, 0, 0, 0, 0))";
+        ended(dir, program)
     });
 }
 
