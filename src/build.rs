@@ -1,24 +1,27 @@
 //! A mount's parts put together: the source, the store, the controllers, the adapter.
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use rustix::fs::fstatfs;
 use rustix::process::{Resource, getrlimit};
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::control::Context;
+use crate::counters;
+use crate::fs::Fs;
 use crate::fs::inode::Inodes;
 use crate::fs::plain::Plain;
-use crate::fs::{Fs, PLAIN_TTL};
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
-use crate::mount::{Built, Source, atime};
-use crate::nodb::{Nodb, Settings};
+use crate::mount::{Built, ClaimedSource, Source, atime};
+use crate::nodb::{Kernel, Nodb, Settings};
 use crate::store::embedded::Embedded;
 use crate::store::redis::{self, Redis};
 use crate::store::{Store, StoreErrorKind};
@@ -34,6 +37,60 @@ const OVERLAYFS: i64 = 0x794c_7630;
 /// # Errors
 /// The store cannot be reached or refuses, or the source is claimed by another daemon.
 pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
+    let root = source.try_clone().context("cannot open the source again")?;
+    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
+    let notices = Arc::new(Notices::default());
+    let Offline { fs, claimed } = controllers(config, source, notices.clone())?;
+    let tidied = Arc::downgrade(&fs);
+    thread::Builder::new()
+        .name("nodbfs-tidy".to_owned())
+        .spawn(move || {
+            while let Some(fs) = tidied.upgrade() {
+                fs.nodb().tidy();
+                counters::sample();
+                drop(fs);
+                thread::sleep(TIDY);
+            }
+        })
+        .context("cannot start a thread")?;
+    let (from, at) = (config.source.clone(), config.mountpoint.clone());
+    let control = Context::new(&fs, from, Some(at), config.read_only);
+    let filesystem =
+        Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
+    let tell = filesystem.connect();
+    Ok(Built {
+        filesystem,
+        connected: Box::new(move |kernel| {
+            tell(kernel.clone());
+            notices.connect(kernel);
+        }),
+        control: Arc::new(control),
+    })
+}
+
+/// A source's files without a mount.
+pub struct Offline {
+    pub fs: Arc<Fs>,
+    claimed: Option<ClaimedSource>,
+}
+
+/// The files of `source` for this process alone, with the store that `config` describes.
+///
+/// # Errors
+/// As with [`build`].
+pub fn offline(config: &Config, source: Source) -> Result<Offline> {
+    controllers(config, source, Arc::new(NoKernel))
+}
+
+/// Without a mount, no kernel remembers a name.
+#[derive(Debug)]
+struct NoKernel;
+
+impl Kernel for NoKernel {
+    fn entry_changed(&self, _dir: u64, _name: &OsStr, _wait: bool) {}
+}
+
+fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Result<Offline> {
     let store = store(config)?;
     let claimed = match store {
         Chosen::Embedded(_) => Some(source.claim()?),
@@ -49,10 +106,8 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
             source.try_clone().context("cannot open the source again")?
         }
     };
-    let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
     let plain = Arc::new(Plain { inodes });
-    let notices = Arc::new(Notices::default());
     let settings = Settings {
         key_root: PathBuf::from(&config.key_root),
         source: config.source.clone(),
@@ -63,34 +118,15 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
         cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
         state_dir: config.state_dir.clone(),
         name_ttl: config.name_ttl.unwrap_or(match store {
-            Chosen::Embedded(_) => PLAIN_TTL,
+            Chosen::Embedded(_) => config.plain_ttl,
             Chosen::Redis(_) => Duration::ZERO,
         }),
+        publish_events: config.publish_events,
     };
-    let nodb = Nodb::new(plain.clone(), store.into_store(), notices.clone(), settings)
+    let nodb = Nodb::new(plain.clone(), store.into_store(), kernel, settings)
         .context("cannot start a thread")?;
-    let fs = Arc::new(Fs::new(plain, nodb));
-    let tidied = Arc::downgrade(&fs);
-    thread::Builder::new()
-        .name("nodbfs-tidy".to_owned())
-        .spawn(move || {
-            while let Some(fs) = tidied.upgrade() {
-                fs.nodb().tidy();
-                drop(fs);
-                thread::sleep(TIDY);
-            }
-        })
-        .context("cannot start a thread")?;
-    let filesystem =
-        Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
-    let tell = filesystem.connect();
-    Ok(Built {
-        filesystem,
-        connected: Box::new(move |kernel| {
-            tell(kernel.clone());
-            notices.connect(kernel);
-        }),
-    })
+    let fs = Arc::new(Fs::new(plain, nodb, config.plain_ttl));
+    Ok(Offline { fs, claimed })
 }
 
 /// The store that the command line and the environment ask for.
@@ -108,9 +144,17 @@ impl Chosen {
     }
 }
 
+/// Whether the command line or the environment names a Redis; none that makes no sense is taken for one.
+pub fn names_redis(config: &Config) -> bool {
+    redis_settings(config).is_ok_and(|settings| settings.is_some())
+}
+
+fn redis_settings(config: &Config) -> Result<Option<redis::Settings>, redis::SettingsError> {
+    redis::Settings::resolve(config.redis.as_deref(), &|name| std::env::var(name).ok())
+}
+
 fn store(config: &Config) -> Result<Chosen> {
-    let environment = |name: &str| std::env::var(name).ok();
-    let settings = redis::Settings::resolve(config.redis.as_deref(), &environment).map_err(|error| {
+    let settings = redis_settings(config).map_err(|error| {
         anyhow::Error::new(error).context(Hinted::usage(
             "the Redis settings make no sense",
             "for example --redis redis://host:6379, or unset REDIS_URL and REDIS_HOST for the embedded store",

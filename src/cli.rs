@@ -1,8 +1,16 @@
 //! The command line: what was typed. What it means is [`crate::config`]'s business.
 
+pub mod cache;
+pub mod edit;
+pub mod lock;
+pub mod locks;
+pub mod log;
 pub mod mount;
 pub mod options;
+pub mod output;
 pub mod rejected;
+pub mod status;
+pub mod target;
 pub mod umount;
 pub mod units;
 
@@ -32,6 +40,15 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
     Rejected(rejected::RejectedArgs),
+    Status(status::StatusArgs),
+    Cache(cache::CacheArgs),
+    Log(log::LogArgs),
+    Publish(log::PublishArgs),
+    LogLevel(log::LogLevelArgs),
+    Edit(edit::EditArgs),
+    Locks(locks::LocksArgs),
+    Lock(lock::LockArgs),
+    Unlock(lock::UnlockArgs),
     /// What the daemon starts beside itself.
     #[command(hide = true)]
     Guard {
@@ -51,6 +68,15 @@ where
         Command::Mount(args) => mount::run(*args, build),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Cache(args) => cache::run(&args),
+        Command::Log(args) => log::log(&args).map(|()| ExitCode::SUCCESS),
+        Command::Publish(args) => log::publish(&args).map(|()| ExitCode::SUCCESS),
+        Command::LogLevel(args) => log::level(&args).map(|()| ExitCode::SUCCESS),
+        Command::Edit(args) => edit::run(&args),
+        Command::Locks(args) => locks::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Lock(args) => lock::run(&args),
+        Command::Unlock(args) => lock::unlock(&args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Guard { daemon } => guard::run(daemon).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

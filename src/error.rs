@@ -28,6 +28,17 @@ pub enum Error {
     /// A signal ended the wait for a lock; says why it had to wait.
     #[error("the wait was interrupted: {0}")]
     Interrupted(Box<Self>),
+    /// A lock is to live by its maker's session, and whose that is cannot be known.
+    #[error(
+        "the caller cannot be seen from here, so a lock of its could not be let go when it ends"
+    )]
+    OutOfSight,
+    /// A lock is to be released or changed by somebody who did not take it.
+    #[error("the lock {key} is {holder}'s, and not the caller's to release or to change")]
+    NotOwnLock { key: String, holder: String },
+    /// Something else than a lock was to be put where a controller's lock shows.
+    #[error("{0} is the name of a lock: only opening it with O_CREAT makes it")]
+    LockName(String),
     /// The run is being replaced: no new lock may be taken (PROTOCOL.md 2).
     #[error("run {runid} is being replaced")]
     Replaced { runid: String },
@@ -52,6 +63,15 @@ pub enum Error {
     /// The lock service cannot be reached.
     #[error("the lock service cannot be reached: {0}")]
     Store(#[from] StoreError),
+    /// The status channel cannot be reached.
+    #[error("the message was not published: {0}")]
+    Unpublished(StoreError),
+    /// What was appended to a virtual log has a line beyond this, in bytes.
+    #[error("a line of {size} bytes is more than a message may have ({max})")]
+    LineTooLong { size: usize, max: usize },
+    /// What was appended to a virtual log is no text.
+    #[error("a message is UTF-8 text without control characters")]
+    NotText,
     /// Beyond `--max-payload`, in bytes.
     #[error("{size} bytes are more than --max-payload allows ({max})")]
     TooLarge { size: u64, max: u64 },
@@ -68,10 +88,14 @@ impl Error {
             Self::Locked { .. } | Self::Replaced { .. } => Errno::BUSY,
             Self::WouldBlock { .. } => Errno::AGAIN,
             Self::Interrupted(_) => Errno::INTR,
+            Self::OutOfSight | Self::NotOwnLock { .. } | Self::LockName(_) => Errno::PERM,
             Self::NotADocument(_) => Errno::BADMSG,
             Self::ReadOnlyRun | Self::ReadOnlyMount => Errno::ROFS,
             Self::StaleBase | Self::LeaseLost(_) | Self::Superseded => Errno::STALE,
             Self::Store(_) => Errno::NOLCK,
+            Self::Unpublished(_) => Errno::COMM,
+            Self::LineTooLong { .. } => Errno::MSGSIZE,
+            Self::NotText => Errno::INVAL,
             Self::TooLarge { .. } => Errno::FBIG,
             Self::RoundTrip => Errno::IO,
         }

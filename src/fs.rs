@@ -3,13 +3,18 @@
 
 pub mod attr;
 pub mod credentials;
+mod data;
 pub mod flush;
 pub mod handle;
 pub mod inode;
 pub mod local;
+pub mod lockfile;
+pub mod logfile;
 mod names;
-mod open;
+pub mod open;
+pub mod pages;
 pub mod plain;
+pub mod walk;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -26,16 +31,13 @@ use crate::nodb::controller::Controller;
 use crate::nodb::generation::Generation;
 use crate::nodb::lock::Asking;
 use crate::nodb::staging::Staging;
-use crate::node::{Node, is_controller, is_dump, is_hidden};
+use crate::node::{Node, goes_with_controllers, is_controller, is_dump, is_hidden};
 use attr::Attr;
 use credentials::Caller;
-use handle::{DirEntry, Handle, Handles};
+use handle::{DirEntry, Handles};
 use inode::{Inode, Place};
+use pages::Treat;
 use plain::{Plain, SetAttr};
-
-/// How long the kernel may trust names and attributes of plain files. A change behind the mount's
-/// back shows after that at the latest; a name that was missing shows at once.
-pub const PLAIN_TTL: Duration = Duration::from_secs(1);
 
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -54,15 +56,11 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file. Without `flush`, nobody need hear of its closing. The kernel may go to the lower
-    /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
-    /// bits would stay.
+    /// A plain file. Without `flush`, nobody need hear of its closing.
     Plain {
         fd: Arc<OwnedFd>,
         flush: bool,
-        set_id: bool,
-        /// It may be written through a shared mapping.
-        maps: bool,
+        treat: Treat,
     },
     /// A generation: pages stay.
     Generation,
@@ -84,14 +82,18 @@ pub struct Open {
 pub struct Fs {
     plain: Arc<Plain>,
     nodb: Nodb,
+    /// How long the kernel may trust names, missing ones too, and attributes of plain files. A change behind
+    /// the mount's back shows after that at the latest.
+    plain_ttl: Duration,
     handles: Handles,
 }
 
 impl Fs {
-    pub fn new(plain: Arc<Plain>, nodb: Nodb) -> Self {
+    pub fn new(plain: Arc<Plain>, nodb: Nodb, plain_ttl: Duration) -> Self {
         Self {
             plain,
             nodb,
+            plain_ttl,
             handles: Handles::default(),
         }
     }
@@ -119,13 +121,35 @@ impl Fs {
     }
 
     fn plain_entry(&self, name: &OsStr, inode: &Inode, attr: Attr) -> Entry {
+        inode.pages.told(&attr);
         // a symlink may become a regular file, and the kernel takes what it knows of a dump's name along
         let ttl = if is_controller(name) || is_dump(name) {
             self.nodb.settled_name_ttl()
         } else {
-            PLAIN_TTL
+            self.plain_ttl
         };
-        entry(inode.id, attr, ttl, plain_attr_ttl(inode, &attr).min(ttl))
+        let attr_ttl = self.plain_attr_ttl(inode, &attr).min(ttl);
+        entry(inode.id, attr, ttl, attr_ttl)
+    }
+
+    /// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
+    /// the lower file changes its times.
+    fn plain_attr_ttl(&self, inode: &Inode, attr: &Attr) -> Duration {
+        if attr.is_set_id() || inode.may_be_mapped() || inode.pages.are_written() {
+            Duration::ZERO
+        } else {
+            self.plain_ttl
+        }
+    }
+
+    /// How long the kernel may believe that there is no `name`. The names that go with controllers come
+    /// and go without a file.
+    pub fn missing_ttl(&self, name: &OsStr) -> Duration {
+        if goes_with_controllers(name) {
+            Duration::ZERO
+        } else {
+            self.plain_ttl
+        }
     }
 
     /// The name leads here for `name_ttl`, unless the file has other names by which it may change.
@@ -164,13 +188,16 @@ impl Fs {
                     }
                     (attr, _) => attr?,
                 };
-                Ok((attr, plain_attr_ttl(&inode, &attr)))
+                inode.pages.told(&attr);
+                Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) => {
                 let attr = self.nodb.attr_now(&generation);
                 Ok((attr, generation_ttl(&attr)))
             }
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
+            Node::Lock(file) => Ok((file.attr(), Duration::ZERO)),
+            Node::Log(file) => Ok((file.attr(), Duration::ZERO)),
         }
     }
 
@@ -181,8 +208,8 @@ impl Fs {
                 .places()
                 .first()
                 .is_some_and(|place| is_controller(&place.name)),
-            Ok(Node::Generation(_)) => true,
-            Ok(Node::Staging(_)) | Err(_) => false,
+            Ok(Node::Generation(_) | Node::Lock(_)) => true,
+            Ok(Node::Staging(_) | Node::Log(_)) | Err(_) => false,
         }
     }
 
@@ -204,7 +231,8 @@ impl Fs {
                     return Ok((attr, Duration::ZERO));
                 }
                 let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
-                Ok((attr, plain_attr_ttl(&inode, &attr)))
+                inode.pages.told(&attr);
+                Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
                 let attr = self.set_controller(&generation.controller, set, caller)?;
@@ -225,6 +253,8 @@ impl Fs {
                 drop(draft);
                 Ok((staging.attr(), Duration::ZERO))
             }
+            Node::Lock(file) => Ok((self.nodb.set_lock(&file, set, caller)?, Duration::ZERO)),
+            Node::Log(file) => Ok((self.nodb.set_log(&file, set)?, Duration::ZERO)),
         }
     }
 
@@ -254,6 +284,8 @@ impl Fs {
             Node::Plain(inode) => self.plain.statfs(&inode),
             Node::Generation(generation) => self.plain.statfs(&generation.controller.place.dir),
             Node::Staging(staging) => self.plain.statfs(&staging.controller.place.dir),
+            Node::Lock(file) => self.plain.statfs(&file.place.dir),
+            Node::Log(file) => self.plain.statfs(&file.controller.place.dir),
         }
     }
 
@@ -326,107 +358,6 @@ impl Fs {
         Ok((self.plain_entry(&listed.name, &inode, attr), true))
     }
 
-    /// Reads of an open file at most `size` bytes.
-    pub fn read(&self, handle: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => plain::read(&fd, offset, size),
-            Handle::Reader(payload) => payload.read(offset, size),
-            Handle::Writer(writer) => Ok(writer.read(offset, size)),
-            Handle::Dir(_) => Err(Errno::ISDIR.into()),
-        }
-    }
-
-    /// Writes to an open file. `unprivileged`: by this caller, who leaves no set-uid bits behind.
-    pub fn write(
-        &self,
-        handle: u64,
-        offset: u64,
-        data: &[u8],
-        unprivileged: Option<Caller>,
-    ) -> Result<usize> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => {
-                let written = plain::write(&fd, offset, data)?;
-                if let Some(caller) = unprivileged {
-                    plain::kill_privileges(&*fd, caller)?;
-                }
-                Ok(written)
-            }
-            Handle::Writer(writer) => {
-                let at = (!writer.append).then_some(offset);
-                let max = self.nodb.max_payload();
-                let written = writer.staging.draft().write(at, data, max);
-                written
-                    .inspect_err(|error| self.nodb.refused(&writer.staging.controller, error))?;
-                Ok(data.len())
-            }
-            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
-        }
-    }
-
-    /// `fallocate`.
-    pub fn fallocate(
-        &self,
-        handle: u64,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        caller: Caller,
-    ) -> Result<()> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => plain::allocate(&fd, mode, offset, length, caller),
-            Handle::Writer(writer) => {
-                let mut draft = writer.staging.draft();
-                let end = offset.saturating_add(length);
-                match mode & !libc::FALLOC_FL_KEEP_SIZE {
-                    0 => {}
-                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => {
-                        draft.zero(offset, length)
-                    }
-                    _ => return Err(Errno::OPNOTSUPP.into()),
-                }
-                if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > draft.content.len() as u64 {
-                    draft.resize(end, self.nodb.max_payload())?;
-                }
-                Ok(())
-            }
-            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
-        }
-    }
-
-    /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`: a controller has no holes.
-    pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
-        let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
-        let id_size = match self.handles.get(handle)? {
-            Handle::File(fd) => return plain::seek_to(&fd, offset, whence),
-            Handle::Reader(payload) => payload.size()?,
-            Handle::Writer(writer) => writer.staging.draft().content.len() as u64,
-            Handle::Dir(_) => return Err(Errno::ISDIR.into()),
-        };
-        match whence {
-            _ if offset >= id_size => Err(Errno::NXIO.into()),
-            libc::SEEK_DATA => Ok(offset),
-            libc::SEEK_HOLE => Ok(id_size),
-            _ => Err(Errno::INVAL.into()),
-        }
-    }
-
-    /// `copy_file_range` between plain files. EXDEV otherwise: the kernel then copies by itself.
-    pub fn copy_file_range(
-        &self,
-        from: (u64, u64),
-        to: (u64, u64),
-        length: usize,
-        caller: Caller,
-    ) -> Result<usize> {
-        match (self.handles.get(from.0)?, self.handles.get(to.0)?) {
-            (Handle::File(source), Handle::File(target)) => {
-                plain::copy(&source, from.1, &target, to.1, length, caller)
-            }
-            _ => Err(Errno::XDEV.into()),
-        }
-    }
-
     /// A symlink; also under a controller's name, as child runs have them (PROTOCOL.md 1).
     pub fn symlink(
         &self,
@@ -435,9 +366,9 @@ impl Fs {
         target: &Path,
         caller: Caller,
     ) -> Result<Entry> {
-        let (inode, attr) = self
-            .plain
-            .symlink(&self.place(parent, name)?, target, caller)?;
+        let place = self.place(parent, name)?;
+        self.is_no_lock(&place, caller)?;
+        let (inode, attr) = self.plain.symlink(&place, target, caller)?;
         Ok(self.plain_entry(name, &inode, attr))
     }
 
@@ -449,24 +380,14 @@ impl Fs {
         umask: u32,
         caller: Caller,
     ) -> Result<Entry> {
-        let (inode, attr) = self
-            .plain
-            .mkdir(&self.place(parent, name)?, mode, umask, caller)?;
+        let place = self.place(parent, name)?;
+        self.is_no_lock(&place, caller)?;
+        let (inode, attr) = self.plain.mkdir(&place, mode, umask, caller)?;
         Ok(self.plain_entry(name, &inode, attr))
     }
 
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.plain.rmdir(&self.place(parent, name)?)
-    }
-}
-
-/// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
-/// the lower file changes its times.
-fn plain_attr_ttl(inode: &Inode, attr: &Attr) -> Duration {
-    if attr.is_set_id() || inode.may_be_mapped() {
-        Duration::ZERO
-    } else {
-        PLAIN_TTL
     }
 }
 

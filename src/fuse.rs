@@ -23,11 +23,13 @@ use fuser::{
 };
 use tokio::runtime::Runtime;
 
+use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
 use crate::fs::plain::SetAttr;
 use crate::mount::{ClaimedSource, THREADS};
+use crate::node::touches_the_store;
 pub use notify::Notices;
 use passthrough::Passthrough;
 
@@ -96,7 +98,11 @@ impl Adapter {
     }
 
     /// Runs `work` here, or, if it may wait and too many are waiting here, elsewhere.
-    fn run(&self, may_wait: bool, work: impl FnOnce(&Fs) + Send + 'static) {
+    fn run(&self, may_wait: bool, timed: Timed, work: impl FnOnce(&Fs) + Send + 'static) {
+        let work = move |fs: &Fs| {
+            work(fs);
+            drop(timed);
+        };
         if !may_wait {
             return work(&self.fs);
         }
@@ -167,21 +173,27 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let timed = time(Op::Lookup);
         let caller = caller(request);
         if self.fs.lookup_may_wait(parent.0, name, caller) {
             let name = name.to_owned();
-            return self.run(true, move |fs| {
+            return self.run(true, timed, move |fs| {
                 reply::entry(reply, fs.lookup(parent.0, &name, caller))
             });
         }
-        reply::entry(reply, self.fs.lookup(parent.0, name, caller));
+        match self.fs.lookup(parent.0, name, caller) {
+            Err(Error::Source(Errno::NOENT)) => reply::missing(reply, self.fs.missing_ttl(name)),
+            answer => reply::entry(reply, answer),
+        }
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        let _timed = time(Op::Forget);
         self.fs.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _timed = time(Op::Getattr);
         reply::attr(reply, self.fs.getattr(ino.0));
     }
 
@@ -203,6 +215,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let timed = time(Op::Setattr);
         let mode = mode.map(|mode| mode & 0o7777);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr {
@@ -214,12 +227,13 @@ impl Filesystem for Adapter {
             mtime,
         };
         let (handle, caller) = (fh.map(|fh| fh.0), caller(request));
-        self.run(self.fs.setattr_may_wait(ino.0), move |fs| {
+        self.run(self.fs.setattr_may_wait(ino.0), timed, move |fs| {
             reply::attr(reply, fs.setattr(ino.0, handle, &set, caller));
         });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _timed = time(Op::Readlink);
         match self.fs.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(reply::errno(&error)),
@@ -236,12 +250,12 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let rdev = convert::device(rdev);
-        reply::entry(
-            reply,
-            self.fs
-                .mknod(parent.0, name, mode, umask, rdev, caller(request)),
-        );
+        let timed = time(Op::Mknod);
+        let (name, rdev, caller) = (name.to_owned(), convert::device(rdev), caller(request));
+        self.run(touches_the_store(&name), timed, move |fs| {
+            let made = fs.mknod(parent.0, &name, mode, umask, rdev, caller);
+            reply::entry(reply, made);
+        });
     }
 
     fn mkdir(
@@ -253,20 +267,23 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        reply::entry(
-            reply,
-            self.fs.mkdir(parent.0, name, mode, umask, caller(request)),
-        );
+        let timed = time(Op::Mkdir);
+        let (name, caller) = (name.to_owned(), caller(request));
+        self.run(touches_the_store(&name), timed, move |fs| {
+            reply::entry(reply, fs.mkdir(parent.0, &name, mode, umask, caller));
+        });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let timed = time(Op::Unlink);
         let (name, caller) = (name.to_owned(), caller(request));
-        self.run(crate::node::is_controller(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::empty(reply, fs.unlink(parent.0, &name, caller));
         });
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _timed = time(Op::Rmdir);
         reply::empty(reply, self.fs.rmdir(parent.0, name));
     }
 
@@ -278,9 +295,12 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let timed = time(Op::Symlink);
         let (name, target, caller): (OsString, PathBuf, _) =
             (link_name.into(), target.into(), caller(request));
-        reply::entry(reply, self.fs.symlink(parent.0, &name, &target, caller));
+        self.run(touches_the_store(&name), timed, move |fs| {
+            reply::entry(reply, fs.symlink(parent.0, &name, &target, caller));
+        });
     }
 
     fn rename(
@@ -293,10 +313,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Rename);
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let (name, newname, caller) = (name.to_owned(), newname.to_owned(), caller(request));
-        let may_wait = crate::node::is_controller(&name) || crate::node::is_controller(&newname);
-        self.run(may_wait, move |fs| {
+        let may_wait = touches_the_store(&name) || touches_the_store(&newname);
+        self.run(may_wait, timed, move |fs| {
             reply::empty(
                 reply,
                 fs.rename((parent.0, &name), (newparent.0, &newname), flags, caller),
@@ -312,19 +333,21 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let timed = time(Op::Link);
         let (name, caller) = (newname.to_owned(), caller(request));
-        self.run(crate::node::is_controller(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::entry(reply, fs.link(ino.0, newparent.0, &name, caller));
         });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let timed = time(Op::Open);
         let caller = caller(request);
         if let Some(answer) = self.fs.open_at_once(ino.0, flags.0, caller) {
             return reply::open(reply, &self.passthrough, ino.0, answer);
         }
         let passthrough = self.passthrough.clone();
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             fs.open(ino.0, flags.0, caller, |answer| {
                 reply::open(reply, &passthrough, ino.0, answer)
             });
@@ -342,6 +365,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _timed = time(Op::Read);
         match self.fs.read(fh.0, offset, size as usize) {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(reply::errno(&error)),
@@ -360,10 +384,18 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let timed = time(Op::Write);
+        let caller = caller(request);
         let unprivileged = write_flags
             .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            .then(|| caller(request));
-        reply::write(reply, self.fs.write(fh.0, offset, data, unprivileged));
+            .then_some(caller);
+        if let Some(written) = self.fs.write(fh.0, offset, data, unprivileged) {
+            return reply::write(reply, written);
+        }
+        let data = data.to_vec();
+        self.run(true, timed, move |fs| {
+            reply::write(reply, fs.append(fh.0, &data, caller));
+        });
     }
 
     fn flush(
@@ -374,8 +406,9 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Flush);
         let caller = caller(request);
-        self.run(self.fs.close_may_wait(fh.0), move |fs| {
+        self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
             reply::empty(reply, fs.flush(fh.0, caller))
         });
     }
@@ -390,8 +423,9 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Release);
         self.passthrough.detach(ino.0, fh.0);
-        self.run(self.fs.close_may_wait(fh.0), move |fs| {
+        self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
             fs.release(fh.0);
             reply.ok();
         });
@@ -405,13 +439,15 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Fsync);
         let caller = caller(request);
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             reply::empty(reply, fs.fsync(fh.0, datasync, caller))
         });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _timed = time(Op::Opendir);
         reply::open(reply, &self.passthrough, ino.0, self.fs.opendir(ino.0));
     }
 
@@ -423,6 +459,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _timed = time(Op::Readdir);
         let listed = self.fs.readdir(fh.0, offset, |entry| {
             let kind = convert::kind(entry.file_type);
             !reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name)
@@ -441,6 +478,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _timed = time(Op::Readdirplus);
         let listed = self.fs.readdirplus(fh.0, offset, |listed, entry| {
             let attr = convert::attr(entry.id, &entry.attr);
             let ttl = entry.entry_ttl.min(entry.attr_ttl);
@@ -467,6 +505,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _timed = time(Op::Releasedir);
         self.fs.release(fh.0);
         reply.ok();
     }
@@ -479,13 +518,15 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let timed = time(Op::Fsyncdir);
         let caller = caller(request);
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             reply::empty(reply, fs.fsync(fh.0, datasync, caller))
         });
     }
 
     fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _timed = time(Op::Statfs);
         match self.fs.statfs(ino.0) {
             Ok(stat) => reply.statfs(
                 stat.f_blocks,
@@ -511,11 +552,15 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let caller = caller(request);
-        reply::empty(
-            reply,
-            self.fs.setxattr(ino.0, name, value, flags as u32, caller),
-        );
+        let timed = time(Op::Setxattr);
+        let (flags, caller) = (flags as u32, caller(request));
+        if self.fs.xattr_may_wait(ino.0, name) {
+            let (name, value) = (name.to_owned(), value.to_owned());
+            return self.run(true, timed, move |fs| {
+                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags, caller));
+            });
+        }
+        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags, caller));
     }
 
     fn getxattr(
@@ -526,9 +571,10 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        let timed = time(Op::Getxattr);
         let name = name.to_owned();
         let acl = self.acl && name.as_bytes().starts_with(b"system.posix_acl_");
-        self.run(self.fs.getxattr_may_wait(ino.0, &name), move |fs| {
+        self.run(self.fs.xattr_may_wait(ino.0, &name), timed, move |fs| {
             let answer = match fs.getxattr(ino.0, &name, size as usize) {
                 // a source without ACLs, as NFS: told so, the kernel would let no other user in
                 Err(Error::Source(Errno::OPNOTSUPP)) if acl => Err(Errno::NODATA.into()),
@@ -539,11 +585,16 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _timed = time(Op::Listxattr);
         reply::xattr(reply, self.fs.listxattr(ino.0, size as usize));
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.removexattr(ino.0, name));
+        let timed = time(Op::Removexattr);
+        let name = name.to_owned();
+        self.run(self.fs.xattr_may_wait(ino.0, &name), timed, move |fs| {
+            reply::empty(reply, fs.removexattr(ino.0, &name));
+        });
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -561,9 +612,10 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let timed = time(Op::Create);
         let (name, caller, passthrough) =
             (name.to_owned(), caller(request), self.passthrough.clone());
-        self.run(crate::node::is_controller(&name), move |fs| {
+        self.run(touches_the_store(&name), timed, move |fs| {
             reply::create(
                 reply,
                 &passthrough,
@@ -620,6 +672,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _timed = time(Op::Fallocate);
         reply::empty(
             reply,
             self.fs
@@ -636,6 +689,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _timed = time(Op::Lseek);
         match self.fs.lseek(fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(reply::errno(&error)),
@@ -655,10 +709,11 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let timed = time(Op::CopyFileRange);
         // the reply holds no more than 32 bits
         let length = len.min(u64::from(u32::MAX >> 1)) as usize;
         let caller = caller(request);
-        self.run(true, move |fs| {
+        self.run(true, timed, move |fs| {
             reply::write(
                 reply,
                 fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), length, caller),

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display};
 
+use crate::control::Failure;
+
 /// Exit code of a command that failed.
 pub const FAILURE: u8 = 1;
 /// Exit code of a command line that makes no sense; clap uses the same.
@@ -47,8 +49,10 @@ impl std::error::Error for Hinted {}
 /// The error as it is printed: `Error: <what>: <cause>`, then `Hint: …` if there is one.
 pub fn render(error: &anyhow::Error) -> String {
     let mut text = format!("Error: {error:#}\n");
-    if let Some(hinted) = error.downcast_ref::<Hinted>() {
-        text += &format!("Hint: {}\n", hinted.hint);
+    let hinted = error.downcast_ref().map(|hinted: &Hinted| &hinted.hint);
+    let told = || error.downcast_ref::<Failure>()?.hint.as_ref();
+    if let Some(hint) = hinted.or_else(told) {
+        text += &format!("Hint: {hint}\n");
     }
     text
 }

@@ -15,7 +15,8 @@ pub mod unmount;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::panic;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub use session::THREADS;
 pub use source::{ClaimedSource, Source};
 
 use crate::config::Config;
+use crate::control::{self, server::Server};
 
 /// How long programs that have files open on the mount may go on when the daemon is told to end.
 /// Enough for a save that is under way, and well below systemd's 90 s for stopping a service.
@@ -45,6 +47,8 @@ pub struct Built<F> {
     pub filesystem: F,
     /// Called once with the way to notify the kernel, before any request is served.
     pub connected: Box<dyn FnOnce(fuser::Notifier)>,
+    /// What is answered beside the mount.
+    pub control: Arc<control::Context>,
 }
 
 /// What happens to a mount.
@@ -88,6 +92,7 @@ where
     let Built {
         filesystem,
         connected,
+        control,
     } = build(config, source)?;
     if pipe.is_some() {
         // a daemon keeps no file system busy. After the build, which may read files that the
@@ -102,6 +107,9 @@ where
     connected(session.notifier());
     let at = table::canonical(&config.mountpoint)?;
     let _guard = guard::Guard::start(&at);
+    let server = answer(&at, control)
+        .inspect_err(|cause| warn!("nothing is answered beside the mount: {cause:#}"))
+        .ok();
     let serving = session::serve(session)?;
     spawn("session", &events, move || Event::Ended(serving.join()))?;
     let asked = at.clone();
@@ -116,10 +124,17 @@ where
         pipe,
         dev: None,
         presence: None,
+        _server: server,
     }
     .live();
     info!("ended");
     result
+}
+
+/// Answers beside the mount from before its first request on.
+fn answer(at: &Path, context: Arc<control::Context>) -> Result<Server> {
+    let mounted = table::top(at)?.context("it is not in the mount table")?;
+    Ok(Server::start(mounted.dev, context)?)
 }
 
 /// Runs `work` on a thread of its own; its outcome is an event.
@@ -148,6 +163,8 @@ struct Life<'a> {
     /// Known once it answers.
     dev: Option<(u32, u32)>,
     presence: Option<UnixListener>,
+    /// Hangs up when the mount has ended.
+    _server: Option<Server>,
 }
 
 impl Life<'_> {

@@ -1,15 +1,20 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
+pub mod append;
 pub mod attributes;
+pub mod cached;
 pub mod caller;
 pub mod commit;
 pub mod controller;
 pub mod debts;
 pub mod document;
+pub mod facts;
 pub mod generation;
 pub mod identity;
 pub mod leftovers;
 pub mod lock;
+pub mod lockfile;
+pub mod logfile;
 pub mod moved;
 pub mod publish;
 pub mod read;
@@ -17,7 +22,12 @@ pub mod reaper;
 pub mod rejected;
 pub mod roads;
 pub mod seal;
+pub mod seen;
+pub mod session;
+pub mod session_lock;
 pub mod staging;
+mod told;
+pub mod transaction;
 pub mod writer;
 
 use std::ffi::OsStr;
@@ -35,10 +45,12 @@ use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::step::{self, Step};
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 use controller::{Controller, Controllers};
 use debts::Debts;
 use generation::Payloads;
 use lock::Locker;
+use lockfile::LockFiles;
 use moved::Moved;
 use reaper::Reaper;
 use rejected::{Bounds, Rejected};
@@ -66,6 +78,8 @@ pub struct Settings {
     /// which trust what `stat` says (PROTOCOL.md 5). A notice would come late while the daemon is stopped,
     /// or while the kernel holds the directory for a rename that waits for its lock.
     pub name_ttl: Duration,
+    /// Whether nodbfs's own commits and lock events are published on the status channels.
+    pub publish_events: bool,
 }
 
 /// The way to tell the kernel that a name leads elsewhere.
@@ -83,8 +97,10 @@ pub struct Nodb {
     kernel: Arc<dyn Kernel>,
     settings: Settings,
     pub controllers: Arc<Controllers>,
+    pub telemetry: Arc<Telemetry>,
     payloads: Payloads,
     locker: Locker,
+    lock_files: LockFiles,
     rejected: Rejected,
     debts: Debts,
     moved: Moved,
@@ -103,16 +119,25 @@ impl Nodb {
         settings: Settings,
     ) -> io::Result<Self> {
         let controllers = Arc::<Controllers>::default();
+        let telemetry = Arc::<Telemetry>::default();
+        telemetry.connect(&store, settings.publish_events)?;
         Ok(Self {
             plain,
             kernel,
             controllers,
             payloads: Payloads::new(settings.cache_size),
-            locker: Locker::new(store.clone(), settings.lock_wait, settings.lease_ttl)?,
+            locker: Locker::new(
+                store.clone(),
+                telemetry.clone(),
+                settings.lock_wait,
+                settings.lease_ttl,
+            )?,
+            lock_files: LockFiles::default(),
             rejected: Rejected::new(&settings.state_dir, Bounds::default()),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),
             reaper: Reaper::start()?,
+            telemetry,
             store,
             settings,
         })
@@ -121,6 +146,7 @@ impl Nodb {
     /// What is to be done from time to time: forget who never came back, pay debts.
     pub fn tidy(&self) {
         self.controllers.sweep();
+        self.lock_files.sweep();
         self.controllers
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));
@@ -170,6 +196,16 @@ impl Nodb {
                 Err(error) => debug!(?name, %error, "a leftover stays"),
             }
         }
+    }
+
+    /// Where cache and locks live.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// The path of the source as NoDb processes know it.
+    pub fn key_root(&self) -> &Path {
+        &self.settings.key_root
     }
 
     /// The largest document, in bytes.

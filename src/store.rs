@@ -7,16 +7,21 @@
 pub mod embedded;
 pub mod lease;
 mod meanwhile;
-mod payload;
+pub mod payload;
 pub mod redis;
+mod remembered;
 pub mod waiting;
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 pub use meanwhile::Meanwhile;
+use serde::Deserialize;
 
 use crate::error::Errno;
+use crate::node::is_controller;
 use waiting::Watch;
 
 /// How long an entry and its seal live (PROTOCOL.md 2).
@@ -59,6 +64,9 @@ pub enum StoreErrorKind {
     Answer,
 }
 
+/// What the keys of locks begin with.
+const LOCK: &str = "nodb-lock:";
+
 /// The names of one distributed lock (PROTOCOL.md 2 and 3).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LockName {
@@ -69,7 +77,34 @@ pub struct LockName {
 impl LockName {
     /// `nodb-lock:<runid>:<relpath>` in DB 0.
     pub fn key(&self) -> String {
-        format!("nodb-lock:{}:{}", self.runid, self.relpath)
+        format!("{LOCK}{}:{}", self.runid, self.relpath)
+    }
+
+    /// The lock of a controller that has this key, if it is one.
+    pub fn of_key(key: &str) -> Option<Self> {
+        let (runid, relpath) = key.strip_prefix(LOCK)?.split_once(':')?;
+        let name = Path::new(relpath).file_name()?;
+        is_controller(name).then(|| Self {
+            runid: runid.to_owned(),
+            relpath: relpath.to_owned(),
+        })
+    }
+
+    /// The controller: the file's name without its ending.
+    pub fn controller(&self) -> &str {
+        let name = self.relpath.rsplit('/').next().unwrap_or_default();
+        name.strip_suffix(".nodb").unwrap_or(name)
+    }
+
+    /// The controller's status channel, `<runid>:<controller>`, or the omni controller's for its child
+    /// runs.
+    pub fn channel(&self) -> String {
+        let dir = self.relpath.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let controller = match dir.starts_with("_pups/omni/") {
+            true => "omni",
+            false => self.controller(),
+        };
+        format!("{}:{controller}", self.runid)
     }
 }
 
@@ -80,6 +115,21 @@ pub struct Holder {
     pub value: String,
     /// `<hostname>:<pid>` as the holder sees itself, if the value says so.
     pub owner: Option<String>,
+    /// How long the lock lasts unless it is renewed; none if it does not end by itself, or if that
+    /// was not asked for.
+    pub left: Option<Duration>,
+}
+
+impl Holder {
+    /// When the lock was taken, in nanoseconds since the epoch, if the value says so.
+    pub fn acquired_at(&self) -> Option<i128> {
+        #[derive(Deserialize)]
+        struct Taken {
+            acquired_at: f64,
+        }
+        let taken: Taken = serde_json::from_str(&self.value).ok()?;
+        Some((taken.acquired_at * 1e9) as i128)
+    }
 }
 
 impl fmt::Display for Holder {
@@ -189,6 +239,17 @@ pub trait Locks: Send + Sync {
     /// Who holds the lock now. A mirror flag that says `true` although nobody does is repaired on
     /// the way (PROTOCOL.md 4).
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError>;
+    /// As [`Locks::holder`], for who only wants to see: from memory where the store tells of changes.
+    fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
+        self.holder(name)
+    }
+    /// Every controller's lock that anybody holds; other keys of the same kind are left out (PROTOCOL.md 2).
+    fn held(&self) -> Result<Vec<(LockName, Holder)>, StoreError>;
+    /// Whether the mirror flag says `true` although nobody holds the lock, as it never does for longer than
+    /// a moment if all is well. Unlike [`Locks::holder`], repairs nothing. A store without flags has none.
+    fn is_flag_stale(&self, _name: &LockName) -> Result<bool, StoreError> {
+        Ok(false)
+    }
     /// Somebody begins to wait for the lock and is to be told when it may be free, if the store can
     /// tell. Returns at once and needs no connection.
     fn watch(&self, _name: &LockName) -> Watch<'_> {
@@ -198,16 +259,80 @@ pub trait Locks: Send + Sync {
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError>;
 }
 
-/// The status channel (PROTOCOL.md 7).
+/// The status channel and the log levels (PROTOCOL.md 2 and 7). By default a store that tells nothing.
 pub trait Status: Send + Sync {
     /// Publishes the bare message text.
     fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError>;
+    /// From now on `news` is told of the runs that are followed.
+    fn listen(&self, _news: Weak<dyn News>) {}
+    /// The channels and the log level of a run are to be told. Returns at once and needs no connection.
+    fn follow(&self, _runid: &str) {}
+    /// They need not be told any more.
+    fn unfollow(&self, _runid: &str) {}
+    /// The log level of a run as it is set, whatever it is (PROTOCOL.md 2).
+    fn level(&self, _runid: &str) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+    /// Sets the log level of a run, or removes it.
+    fn set_level(&self, _runid: &str, _level: Option<&str>) -> Result<(), StoreError> {
+        Err(StoreError {
+            kind: StoreErrorKind::Refused,
+            during: "set log level",
+            cause: "this store keeps none".to_owned(),
+        })
+    }
+}
+
+/// Who is told what happens on status channels and to log levels, by a thread of the store's.
+pub trait News: Send + Sync {
+    /// The bare text of a message.
+    fn message(&self, channel: &str, text: &str);
+    /// The level that is set, if any.
+    fn level(&self, runid: &str, level: Option<&str>);
+    /// Whether messages of the run arrive.
+    fn following(&self, runid: &str, on: bool);
 }
 
 /// A store is all three.
 pub trait Store: Cache + Locks + Status + fmt::Debug {
     /// For the log and `--version`-like output: `embedded` or the URL without its password.
     fn describe(&self) -> String;
+    /// For how long no connection will be tried, after one that failed.
+    fn resting(&self) -> Option<Duration> {
+        None
+    }
     /// Whether the store answers now; the mount asks at its start.
     fn ping(&self) -> Result<(), StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_controllers_have_locks_of_their_own() {
+        let name = LockName::of_key("nodb-lock:batch;;spring;;run-001:_pups/x/wepp.nodb").unwrap();
+        assert_eq!(name.runid, "batch;;spring;;run-001");
+        assert_eq!(name.relpath, "_pups/x/wepp.nodb");
+        assert_eq!(LockName::of_key(&name.key()), Some(name));
+        for key in [
+            "nodb-lock:run:runtime-paths/x",
+            "nodb-lock:run",
+            "other:run:x.nodb",
+            "nodb-lock:run:nodir/.nodb",
+        ] {
+            assert_eq!(LockName::of_key(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_holder_says_when_it_took_the_lock_if_it_does() {
+        let at = |value: &str| payload::holder(value.as_bytes()).acquired_at();
+        assert_eq!(
+            at(r#"{"acquired_at": 1760000000}"#),
+            Some(1_760_000_000_000_000_000)
+        );
+        assert_eq!(at("bare"), None);
+        assert_eq!(at(r#"{"acquired_at": "x"}"#), None);
+    }
 }

@@ -111,6 +111,9 @@ impl Locks for Probe {
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
         self.inner.holder(name)
     }
+    fn held(&self) -> Result<Vec<(LockName, Holder)>, StoreError> {
+        self.inner.held()
+    }
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError> {
         self.inner.touch(runid, last_modified)
     }

@@ -19,12 +19,14 @@ pub struct Options {
     pub max_hold: Option<Duration>,
     pub lease_ttl: Option<Duration>,
     pub name_ttl: Option<Duration>,
+    pub plain_ttl: Option<Duration>,
     pub max_payload: Option<u64>,
     pub cache_size: Option<u64>,
     pub state_dir: Option<PathBuf>,
     pub log_level: Option<Level>,
     pub log_file: Option<PathBuf>,
     pub fsname: Option<String>,
+    pub publish_events: bool,
     pub read_only: bool,
     pub allow_other: bool,
     pub nonempty: bool,
@@ -73,8 +75,8 @@ const IGNORED: &[&str] = &[
     "users",
 ];
 
-const KNOWN: &str = "redis=URL, key_root=PATH, lock_wait=DURATION, max_hold=DURATION, lease_ttl=DURATION, name_ttl=DURATION, max_payload=SIZE, cache_size=SIZE, \
-     state_dir=PATH, log_level=LEVEL, log_file=PATH, fsname=NAME, ro, rw, allow_other, nonempty, foreground, \
+const KNOWN: &str = "redis=URL, key_root=PATH, lock_wait=DURATION, max_hold=DURATION, lease_ttl=DURATION, name_ttl=DURATION, plain_ttl=DURATION, max_payload=SIZE, cache_size=SIZE, \
+     state_dir=PATH, log_level=LEVEL, log_file=PATH, fsname=NAME, publish_events, ro, rw, allow_other, nonempty, foreground, \
      dev, nodev, suid, nosuid, exec, noexec, noatime, nodiratime, relatime, strictatime, sync, async, dirsync; \
      those of mount(8) such as auto, user, nofail, _netdev, x-* are accepted and ignored";
 
@@ -111,6 +113,7 @@ impl Options {
             "lease_ttl" => self.lease_ttl = Some(units::duration(value).map_err(wrong)?),
             "max_hold" => self.max_hold = Some(units::duration(value).map_err(wrong)?),
             "name_ttl" => self.name_ttl = Some(units::duration(value).map_err(wrong)?),
+            "plain_ttl" => self.plain_ttl = Some(units::duration(value).map_err(wrong)?),
             "max_payload" => self.max_payload = Some(units::size(value).map_err(wrong)?),
             "cache_size" => self.cache_size = Some(units::size(value).map_err(wrong)?),
             "state_dir" => self.state_dir = Some(value.into()),
@@ -138,6 +141,7 @@ impl Options {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "allow_other" => self.allow_other = true,
+            "publish_events" => self.publish_events = true,
             "nonempty" => self.nonempty = true,
             "foreground" => self.foreground = true,
             "dev" | "nodev" => self.flags.dev = name == "dev",
@@ -151,7 +155,8 @@ impl Options {
             "sync" | "async" => self.flags.sync = name == "sync",
             "dirsync" => self.flags.dirsync = true,
             "redis" | "key_root" | "lock_wait" | "max_hold" | "lease_ttl" | "name_ttl"
-            | "max_payload" | "cache_size" | "state_dir" | "log_level" | "log_file" | "fsname" => {
+            | "plain_ttl" | "max_payload" | "cache_size" | "state_dir" | "log_level"
+            | "log_file" | "fsname" => {
                 return Err(no_value(name).into());
             }
             _ if ignored(name) => {}

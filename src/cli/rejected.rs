@@ -1,13 +1,14 @@
 //! `nodbfs rejected`.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
+use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 
+use super::output::{self, Table, printable};
 use crate::config;
 use crate::hint::Hinted;
 use crate::nodb::rejected::{Bounds, Kept, Rejected};
@@ -56,7 +57,7 @@ pub fn run(args: RejectedArgs) -> Result<()> {
     let rejected = Rejected::new(&config::state_dir(args.state_dir)?, Bounds::default());
     let kept = read(&rejected)?;
     let done = match args.command {
-        Command::List { json: true } => print_json(&kept),
+        Command::List { json: true } => output::print_json(&kept),
         Command::List { json: false } => print_table(&rejected, &kept),
         Command::Show { id } => show(find(&rejected, &kept, &id)?),
         Command::Remove { ids, all } => {
@@ -74,11 +75,7 @@ pub fn run(args: RejectedArgs) -> Result<()> {
             })
         }
     };
-    match done {
-        // the reader, such as `head`, has seen enough
-        Err(error) if is_broken_pipe(&error) => Ok(()),
-        done => done,
-    }
+    output::finish(done)
 }
 
 /// What is kept, the latest first. What cannot be read is said and left out.
@@ -116,34 +113,19 @@ fn find<'a>(rejected: &Rejected, kept: &'a [Kept], id: &str) -> Result<&'a Kept>
     }
 }
 
-fn print_json(kept: &[Kept]) -> Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, kept)?;
-    Ok(writeln!(out)?)
-}
-
 /// For people: a line for each.
 fn print_table(rejected: &Rejected, kept: &[Kept]) -> Result<()> {
     if kept.is_empty() {
         eprintln!("Nothing is kept in {}", rejected.dir().display());
         return Ok(());
     }
-    let rows: Vec<_> = kept.iter().map(row).collect();
-    let titles = ["ID", "WHEN", "SIZE", "CONTROLLER", "REASON"].map(str::to_owned);
-    let widths: [usize; 5] = std::array::from_fn(|column| {
-        let cells = rows.iter().chain([&titles]);
-        let widths = cells.map(|row| row[column].chars().count());
-        widths.max().unwrap_or_default()
-    });
-    let mut out = io::stdout().lock();
-    for [id, when, size, controller, reason] in [titles].iter().chain(&rows) {
-        let [ids, whens, sizes, controllers, _] = widths;
-        writeln!(
-            out,
-            "{id:ids$}  {when:whens$}  {size:>sizes$}  {controller:controllers$}  {reason}"
-        )?;
+    let rows = kept.iter().map(row).collect();
+    let titles = ["ID", "WHEN", "SIZE", "CONTROLLER", "REASON"];
+    Table {
+        titles,
+        right: &[2],
     }
-    Ok(())
+    .print(rows)
 }
 
 fn row(kept: &Kept) -> [String; 5] {
@@ -157,30 +139,9 @@ fn row(kept: &Kept) -> [String; 5] {
     ]
 }
 
-/// Without anything that a terminal would act on.
-fn printable(text: &str) -> String {
-    let shown = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(shown).collect()
-}
-
 fn show(kept: &Kept) -> Result<()> {
     let reading = || format!("cannot read {}", kept.document.display());
     let mut document = File::open(&kept.document).with_context(reading)?;
     io::copy(&mut document, &mut io::stdout().lock())?;
     Ok(())
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kind = |cause: &(dyn std::error::Error + 'static)| {
-        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        io.or(cause
-            .downcast_ref::<serde_json::Error>()
-            .and_then(serde_json::Error::io_error_kind))
-    };
-    error
-        .chain()
-        .any(|cause| kind(cause) == Some(ErrorKind::BrokenPipe))
 }

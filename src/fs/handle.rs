@@ -14,6 +14,8 @@ use crate::error::{Errno, Result};
 use crate::fs::attr::Attr;
 use crate::fs::inode::Inode;
 use crate::nodb::generation::Payload;
+use crate::nodb::lockfile::OpenLock;
+use crate::nodb::logfile::OpenLog;
 use crate::nodb::staging::Writer;
 
 /// An open file description.
@@ -27,6 +29,10 @@ pub enum Handle {
     Reader(Arc<Payload>),
     /// A controller, writing.
     Writer(Arc<Writer>),
+    /// The virtual file of a lock.
+    Lock(Arc<OpenLock>),
+    /// A virtual log.
+    Log(Arc<OpenLog>),
 }
 
 impl Handle {

@@ -15,6 +15,8 @@ use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat, readlinkat};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
+use crate::fs::local::is_local;
+use crate::fs::pages::Pages;
 use crate::node::Node;
 
 /// The kernel's number of the mount's root.
@@ -25,6 +27,9 @@ const NFS: i64 = 0x6969;
 
 /// Numbers of our own start here, above what file systems hand out.
 const SYNTHETIC: u64 = 1 << 62;
+
+/// More names than a path that somebody can type.
+const MOST_NAMES: usize = 2048;
 
 /// A name in a directory: a dentry.
 #[derive(Clone, Debug)]
@@ -61,6 +66,7 @@ pub struct Inode {
     nameless: Mutex<Option<Arc<OwnedFd>>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
     listed: Mutex<i128>,
+    pub pages: Pages,
 }
 
 /// An open handle's, and whether it allows a writable shared mapping.
@@ -147,6 +153,8 @@ pub struct Inodes {
     /// Whether the source lies on NFS: unlinked files that are in use stay in their directories, and
     /// names are answered from memory.
     pub nfs: bool,
+    /// The device of the source, if that is a local file system.
+    local: Option<u64>,
     root: Arc<Inode>,
     root_fd: Arc<OwnedFd>,
     table: Mutex<Table>,
@@ -174,6 +182,7 @@ impl Inodes {
     pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
         let attr = Attr::of_fd(&root_fd)?;
         let nfs = fstatfs(&root_fd)?.f_type == NFS;
+        let local = is_local(&root_fd).then_some(attr.ident.dev);
         let root = Arc::new(Inode {
             id: ROOT,
             ident: attr.ident,
@@ -181,6 +190,7 @@ impl Inodes {
             open: Mutex::default(),
             nameless: Mutex::default(),
             listed: Mutex::default(),
+            pages: Pages::default(),
         });
         let known = Known {
             node: Node::Plain(root.clone()),
@@ -188,6 +198,7 @@ impl Inodes {
         };
         Ok(Self {
             nfs,
+            local,
             table: Mutex::new(Table {
                 nodes: HashMap::from([(ROOT, known)]),
                 plain: HashMap::from([(root.ident, root.clone())]),
@@ -198,6 +209,11 @@ impl Inodes {
             root_fd: Arc::new(root_fd),
             descriptors: Mutex::new(LruCache::new(descriptors)),
         })
+    }
+
+    /// Whether the file lies where the source's root does, on a file system that is this host's alone.
+    pub fn is_local(&self, ident: &Ident) -> bool {
+        self.local == Some(ident.dev)
     }
 
     /// The node the kernel calls `id`. ESTALE: it has been forgotten.
@@ -229,6 +245,7 @@ impl Inodes {
                     open: Mutex::default(),
                     nameless: Mutex::default(),
                     listed: Mutex::default(),
+                    pages: Pages::default(),
                 });
                 table.plain.insert(attr.ident, inode.clone());
                 inode
@@ -334,6 +351,30 @@ impl Inodes {
         }
     }
 
+    /// Opens a file to read it, by the name it was found by last. `None`: it has none any more. ESTALE: the name leads
+    /// elsewhere, the kernel is to look again.
+    pub fn open_by_name(&self, inode: &Inode, flags: OFlags) -> Result<Option<(Attr, OwnedFd)>> {
+        let Some(place) = inode.places().into_iter().next() else {
+            return Ok(None);
+        };
+        // what has come to that name may be a pipe
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        match openat(&*self.fd(&place.dir)?, &place.name, flags, Mode::empty()) {
+            Ok(fd) => {
+                let attr = Attr::of_fd(&fd)?;
+                if attr.ident == inode.ident {
+                    return Ok(Some((attr, fd)));
+                }
+            }
+            // a symlink or a socket has come there, or nothing
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        // by a descriptor the file can still be asked for, as `/proc/self/fd` does
+        self.removed(inode, &place, self.fd(inode).ok());
+        Err(Errno::STALE.into())
+    }
+
     /// The lower file at this inode became a controller's generation: lookups give that from now
     /// on, and this inode lives only for those who have it open.
     pub fn disown(&self, inode: &Arc<Inode>) {
@@ -408,6 +449,25 @@ impl Inodes {
         let fd = Arc::new(fd);
         self.descriptors.lock().put(inode.id, fd.clone());
         Ok(Some(fd))
+    }
+
+    /// How many nodes the kernel knows.
+    pub fn known(&self) -> usize {
+        self.table.lock().nodes.len()
+    }
+
+    /// As [`Inodes::relative_path`], from memory: the source, which may hang, is not asked.
+    pub fn remembered_path(&self, dir: &Arc<Inode>) -> PathBuf {
+        let mut names = Vec::new();
+        let mut above = dir.clone();
+        // names learnt at different times may go round in a circle
+        while names.len() < MOST_NAMES
+            && let Some(place) = above.places().into_iter().next()
+        {
+            names.push(place.name);
+            above = place.dir;
+        }
+        names.iter().rev().collect()
     }
 
     /// The path of a directory relative to the root, as it is now, wherever it was moved.

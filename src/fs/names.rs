@@ -5,23 +5,24 @@ use std::ffi::OsStr;
 
 use rustix::fs::RenameFlags;
 
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::{Entry, Fs};
 use crate::nodb::lock::Asking;
-use crate::node::{Node, is_controller, is_dump_of};
+use crate::node::{Node, is_controller, is_dump_of, locked_by};
 
 impl Fs {
-    /// Whether looking this name up may wait: only for a thread on its second try.
+    /// Whether looking this name up may wait: a lock's, and a controller's only for a thread on its
+    /// second try.
     pub fn lookup_may_wait(&self, parent: u64, name: &OsStr, caller: Caller) -> bool {
-        is_controller(name)
-            && self.place(parent, name).is_ok_and(|place| {
-                self.nodb
-                    .controllers
-                    .get(&place)
-                    .is_some_and(|known| known.is_returning(caller.tid))
-            })
+        if !is_controller(name) {
+            return locked_by(name).is_some();
+        }
+        self.place(parent, name).is_ok_and(|place| {
+            let known = self.nodb.controllers.get(&place);
+            known.is_some_and(|known| known.is_returning(caller.tid))
+        })
     }
 
     /// What a name leads to: for a writer on its way, its own staging.
@@ -34,8 +35,14 @@ impl Fs {
                 found => return found,
             }
         }
-        let (inode, attr) = self.plain.lookup(&place)?;
-        Ok(self.plain_entry(name, &inode, attr))
+        if let Some(controller) = self.locked_at(&place)? {
+            return self.lookup_lock(&controller, caller);
+        }
+        match self.plain.lookup(&place) {
+            Ok((inode, attr)) => Ok(self.plain_entry(name, &inode, attr)),
+            Err(Error::Source(Errno::NOENT)) => self.lookup_log(&place, caller),
+            Err(error) => Err(error),
+        }
     }
 
     fn lookup_controller(&self, place: &Place, caller: Caller) -> Result<Entry> {
@@ -78,6 +85,7 @@ impl Fs {
         if regular && is_controller(name) {
             return Err(self.nodb.refuse_empty(&place));
         }
+        self.is_no_lock(&place, caller)?;
         let (inode, attr) = self.plain.mknod(&place, mode, umask, rdev, caller)?;
         Ok(self.plain_entry(name, &inode, attr))
     }
@@ -88,6 +96,9 @@ impl Fs {
         if is_controller(name) {
             let asking = Asking::by(caller);
             return self.nodb.unlink(&self.nodb.controllers.at(&place), asking);
+        }
+        if let Some(controller) = self.locked_at(&place)? {
+            return self.nodb.remove_lock(&controller, caller);
         }
         self.plain.unlink(&place)
     }
@@ -102,6 +113,8 @@ impl Fs {
     ) -> Result<()> {
         let dump = from.0 == to.0 && is_dump_of(from.1, to.1);
         let (from, to) = (self.place(from.0, from.1)?, self.place(to.0, to.1)?);
+        self.stays(&from, caller)?;
+        self.is_no_lock(&to, caller)?;
         if is_controller(&from.name) || is_controller(&to.name) {
             let asking = Asking {
                 dump,
@@ -121,6 +134,7 @@ impl Fs {
     /// `link`: the node `id` gets one more name.
     pub fn link(&self, id: u64, parent: u64, name: &OsStr, caller: Caller) -> Result<Entry> {
         let place = self.place(parent, name)?;
+        self.is_no_lock(&place, caller)?;
         let asking = Asking::by(caller);
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) if is_controller(name) && self.plain.getattr(&inode)?.is_file() => {
@@ -144,6 +158,7 @@ impl Fs {
                 self.nodb.notify(linked, true);
             }
             Node::Generation(_) | Node::Staging(_) => return Err(Error::Superseded),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::PERM.into()),
         }
         self.lookup(parent, name, caller)
     }

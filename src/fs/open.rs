@@ -9,8 +9,9 @@ use crate::fs::attr::unix_nanos;
 use crate::fs::credentials::Caller;
 use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
-use crate::fs::inode::{Inode, maps};
+use crate::fs::inode::Inode;
 use crate::fs::local::is_local;
+use crate::fs::pages::Treat;
 use crate::fs::{Entry, Fs, Open, Opened, plain};
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
@@ -49,7 +50,8 @@ impl Fs {
             {
                 Some(self.enter(&staging, flags, caller))
             }
-            Ok(Node::Generation(_) | Node::Staging(_)) => None,
+            Ok(Node::Log(file)) => Some(self.open_log(file, flags, caller)),
+            Ok(Node::Generation(_) | Node::Staging(_) | Node::Lock(_)) => None,
             Err(error) => Some(Err(error)),
         }
     }
@@ -80,16 +82,22 @@ impl Fs {
             },
             Node::Generation(generation) => self.find_generation(&generation, flags, caller),
             Node::Staging(staging) => self.find_staging(&staging, flags, caller),
+            Node::Log(file) => self.open_log(file, flags, caller).map(Way::Here),
+            Node::Lock(file) => {
+                let asking = asking(flags, caller);
+                let open = self.nodb.open_lock(&file, flags, asking)?;
+                Ok(Way::Here(self.lock_opened(open)))
+            }
         }
     }
 
-    fn open_plain(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<Open> {
+    fn open_plain(&self, inode: &Arc<Inode>, flags: i32, caller: Caller) -> Result<Open> {
         let (attr, fd) = self.plain.open(inode, flags, caller)?;
+        let (writes, local) = (writes(flags), self.plain.inodes.is_local(&inode.ident));
         let opened = Opened::Plain {
-            flush: writes(flags) && !is_local(&*fd),
+            flush: writes && !local && !is_local(&*fd),
             fd: fd.clone(),
-            set_id: attr.is_set_id(),
-            maps: maps(flags),
+            treat: Treat::new(inode, &attr, flags, writes, local),
         };
         Ok(Open {
             handle: self.handles.add(Handle::File(fd)),
@@ -183,12 +191,19 @@ impl Fs {
             let open = self.writer(&staging, flags);
             return Ok((self.staging_entry(staging), open));
         }
+        if let Some(controller) = self.locked_at(&place)? {
+            return self.create_lock(
+                &controller,
+                flags & libc::O_EXCL != 0,
+                asking(flags, caller),
+            );
+        }
         let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
+        let local = self.plain.inodes.is_local(&inode.ident);
         let opened = Opened::Plain {
-            flush: !is_local(&*fd),
+            flush: !local && !is_local(&*fd),
             fd: fd.clone(),
-            set_id: attr.is_set_id(),
-            maps: maps(flags),
+            treat: Treat::new(&inode, &attr, flags, true, local),
         };
         Ok((
             self.plain_entry(name, &inode, attr),
@@ -215,7 +230,10 @@ impl Fs {
 
     /// Whether closing a descriptor of `handle`, or the last one, may wait.
     pub fn close_may_wait(&self, handle: u64) -> bool {
-        matches!(self.handles.get(handle), Ok(Handle::Writer(_)))
+        matches!(
+            self.handles.get(handle),
+            Ok(Handle::Writer(_) | Handle::Log(_))
+        )
     }
 
     /// One of the descriptors of an open file is closed.
@@ -223,7 +241,8 @@ impl Fs {
         match self.handles.get(handle)? {
             Handle::File(fd) => flush(&*fd),
             Handle::Writer(writer) => self.nodb.flush(&writer, asking(0, caller)),
-            Handle::Reader(_) | Handle::Dir(_) => Ok(()),
+            Handle::Log(log) => self.nodb.flush_log(&log, caller),
+            Handle::Reader(_) | Handle::Dir(_) | Handle::Lock(_) => Ok(()),
         }
     }
 
@@ -233,16 +252,16 @@ impl Fs {
             Handle::File(fd) => plain::sync(&fd, data_only),
             Handle::Writer(writer) => self.nodb.sync(&writer, asking(0, caller)),
             Handle::Dir(dir) => plain::sync(dir.fd(), data_only),
-            Handle::Reader(_) => Ok(()),
+            Handle::Reader(_) | Handle::Lock(_) | Handle::Log(_) => Ok(()),
         }
     }
 
     /// The last descriptor is gone: nothing can be reported any more, only cleaned up.
     pub fn release(&self, handle: u64) {
-        if let Some(Handle::Writer(writer)) = self.handles.remove(handle)
-            && writer.staging.closed()
-        {
-            self.nodb.abandon(&writer);
+        match self.handles.remove(handle) {
+            Some(Handle::Writer(writer)) if writer.staging.closed() => self.nodb.abandon(&writer),
+            Some(Handle::Log(log)) => self.nodb.release_log(&log),
+            _ => {}
         }
     }
 }
@@ -255,6 +274,6 @@ fn asking(flags: i32, caller: Caller) -> Asking {
 }
 
 /// Whether an `open` with these flags can change the file.
-fn writes(flags: i32) -> bool {
+pub fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }

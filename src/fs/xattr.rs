@@ -19,9 +19,13 @@ use crate::node::Node;
 const OWN: &[u8] = b"user.nodbfs.";
 
 impl Fs {
-    /// Whether reading this attribute may wait: only controllers' own do.
-    pub fn getxattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
-        is_own(name) && !matches!(self.plain.inodes.get(id), Ok(Node::Plain(_)))
+    /// Whether reading or changing this attribute may wait: only controllers' own do.
+    pub fn xattr_may_wait(&self, id: u64, name: &OsStr) -> bool {
+        is_own(name)
+            && !matches!(
+                self.plain.inodes.get(id),
+                Ok(Node::Plain(_) | Node::Lock(_) | Node::Log(_))
+            )
     }
 
     /// One attribute; for `size` 0, how large it is.
@@ -31,6 +35,7 @@ impl Fs {
             // the kernel asks before a writer's first byte; a document has no capabilities
             Node::Staging(_) if name == "security.capability" => return Err(Errno::NODATA.into()),
             Node::Staging(staging) if staging.is_newborn() => return Err(Errno::NODATA.into()),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::NODATA.into()),
             node => controller_of(node)?,
         };
         if !is_own(name) {
@@ -49,6 +54,7 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.listxattr(&inode, size),
             Node::Staging(staging) if staging.is_newborn() => Ok(XattrReply::none(size)),
+            Node::Lock(_) | Node::Log(_) => Ok(XattrReply::none(size)),
             node => list_xattrs(&self.lower(&*controller_of(node)?)?, size),
         }
     }
@@ -63,7 +69,8 @@ impl Fs {
     ) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags, caller),
-            _ if is_own(name) => Err(Errno::PERM.into()),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::OPNOTSUPP.into()),
+            node if is_own(name) => self.nodb.act(&*controller_of(node)?, name),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
             node => {
@@ -81,6 +88,9 @@ impl Fs {
     pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::NODATA.into()),
+            // there is nothing of this name that could be removed, but the entry
+            node if name == "user.nodbfs.evict" => self.nodb.act(&*controller_of(node)?, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
             node => Ok(removexattr(
@@ -102,7 +112,9 @@ fn controller_of(node: Node) -> Result<Arc<Controller>> {
             Ok(generation.controller.clone())
         }
         Node::Staging(staging) => Ok(staging.controller.clone()),
-        Node::Generation(_) | Node::Plain(_) => Err(Error::Superseded),
+        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) | Node::Log(_) => {
+            Err(Error::Superseded)
+        }
     }
 }
 

@@ -5,16 +5,17 @@ use std::ffi::OsStr;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
+use tracing::info;
 
 use crate::error::{Errno, Result};
 use crate::fs::attr::Attr;
 use crate::fs::inode::Place;
 use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
-use crate::nodb::commit::lock_of;
 use crate::nodb::controller::Controller;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
+use crate::nodb::seal::digest;
 use crate::step::{self, Step};
 use crate::store::Meanwhile;
 
@@ -30,6 +31,7 @@ impl Nodb {
         let fd = self.lower(&controller.place)?;
         let before = Attr::of_fd(&fd)?;
         step::at(Step::Change)?;
+        let _changing = controller.changing();
         plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
         let attr = Attr::of_fd(&fd)?;
         if let Some(current) = controller
@@ -97,16 +99,34 @@ impl Nodb {
         let value = match name {
             "runid" => self.identity_now(controller)?.runid,
             "relpath" => self.identity_now(controller)?.relpath,
-            "key" => self.cache_key(&controller.place)?,
-            "holder" => {
-                let holder = self
-                    .locker
-                    .holder(&lock_of(&self.identity_now(controller)?))?;
-                holder.ok_or(Errno::NODATA)?.to_string()
+            "channel" => self.identity_now(controller)?.channel,
+            "cache_key" => self.cache_key(&controller.place)?,
+            "generation" => digest(self.load(controller)?.bytes()?).to_string(),
+            "source" => {
+                let last = controller.last_read_from().ok_or(Errno::NODATA)?;
+                last.name().to_owned()
             }
+            "lock" => self.holder_value(controller)?.unwrap_or_default(),
             "last_error" => controller.last_error().ok_or(Errno::NODATA)?,
             _ => return Err(Errno::NODATA.into()),
         };
         Ok(value.into_bytes())
+    }
+
+    /// What setting, or removing, one of the `user.nodbfs.*` attributes does: `refresh` and `evict` are
+    /// there to be done, the others only tell. Whoever may write the file may do it.
+    pub fn act(&self, controller: &Controller, name: &OsStr) -> Result<()> {
+        let done = match name.to_str() {
+            Some("user.nodbfs.refresh") => self.reload(controller),
+            Some("user.nodbfs.evict") => self.evict(controller),
+            _ => return Err(Errno::PERM.into()),
+        };
+        let name = name.to_string_lossy();
+        let of = controller.place.name.to_string_lossy();
+        match &done {
+            Ok(()) => info!(controller = %of, "{name}"),
+            Err(error) => self.refused(controller, error),
+        }
+        done
     }
 }

@@ -3,29 +3,62 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use tracing::warn;
+use parking_lot::{Mutex, MutexGuard};
 
+use crate::counters::{self, Counted};
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
+use crate::nodb::logfile::LogFiles;
 use crate::nodb::staging::Staging;
 use crate::store::LockName;
 use crate::store::lease::Held;
+use crate::telemetry::event::{Event, Who};
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
-const RETRY: Duration = Duration::from_secs(10);
+pub const RETRY: Duration = Duration::from_secs(10);
+
+/// How long a thread that wants to write a real log may take to make it: it may try more than one way.
+const LOGGER: Duration = Duration::from_secs(2);
 
 /// One controller's name.
 ///
-/// Lock order: `state` is taken alone and held across nothing that can wait.
+/// Lock order: each is taken alone and held across nothing that can wait.
 #[derive(Debug)]
 pub struct Controller {
     pub place: Place,
     state: Mutex<State>,
+    /// How many `open`s were answered from memory and not told yet.
+    hits: AtomicU64,
+    log_files: Mutex<LogFiles>,
+    /// Threads that are about to make the real log, and since when.
+    loggers: Mutex<Vec<(u32, Instant)>>,
+    /// An [`Origin`].
+    read_from: AtomicU8,
+}
+
+/// Where the bytes of a read came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    Memory = 1,
+    Cache,
+    Disk,
+}
+
+impl Origin {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cache => "cache",
+            Self::Disk => "disk",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +71,12 @@ struct State {
     leases: Vec<Leased>,
     writers: Vec<Weak<Staging>>,
     last_error: Option<String>,
+    /// As the document said last.
+    name: Option<LockName>,
+    /// What the disk showed last; none if nodbfs has changed that itself.
+    seen: Option<Stamp>,
+    /// How many changes of nodbfs's own are under way.
+    changing: u32,
 }
 
 /// A lease that nodbfs took for a writer.
@@ -70,7 +109,75 @@ impl Controller {
         Self {
             place,
             state: Mutex::default(),
+            hits: AtomicU64::new(0),
+            log_files: Mutex::default(),
+            loggers: Mutex::default(),
+            read_from: AtomicU8::new(0),
         }
+    }
+
+    /// The inodes that show its log.
+    pub fn log_files(&self) -> MutexGuard<'_, LogFiles> {
+        self.log_files.lock()
+    }
+
+    /// `tid` opens the virtual log that stands for the real one to write, and was answered ESTALE: for a
+    /// while there is no such name for it, so that it makes the file if it wants one.
+    pub fn expect_logger(&self, tid: u32) {
+        let mut loggers = self.loggers.lock();
+        loggers.retain(|(known, since)| *known != tid && since.elapsed() < LOGGER);
+        loggers.push((tid, Instant::now()));
+    }
+
+    /// Whether `tid` is about to make the real log.
+    pub fn is_logger(&self, tid: u32) -> bool {
+        let loggers = self.loggers.lock();
+        let mut own = loggers.iter().filter(|(known, _)| *known == tid);
+        own.any(|(_, since)| since.elapsed() < LOGGER)
+    }
+
+    /// How many `open`s were answered from memory since the last time this was asked.
+    pub fn take_hits(&self) -> u64 {
+        match self.hits.load(Relaxed) {
+            0 => 0,
+            _ => self.hits.swap(0, Relaxed),
+        }
+    }
+
+    /// nodbfs is about to change the file itself, until this is dropped.
+    pub fn changing(&self) -> Changing<'_> {
+        self.state.lock().changing += 1;
+        Changing(self)
+    }
+
+    /// What the disk shows now; `true`: somebody else has changed it.
+    pub fn notice(&self, stamp: Stamp) -> bool {
+        let mut state = self.state.lock();
+        if state.changing > 0 {
+            return false;
+        }
+        let before = state.seen.replace(stamp);
+        before.is_some_and(|before| before != stamp)
+    }
+
+    /// Somebody was given bytes that came from there.
+    pub fn read_from(&self, origin: Origin) {
+        counters::count(match origin {
+            Origin::Memory => Counted::FromMemory,
+            Origin::Cache => Counted::FromCache,
+            Origin::Disk => Counted::FromDisk,
+        });
+        self.read_from.store(origin as u8, Relaxed);
+        if origin == Origin::Memory {
+            self.hits.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Where the bytes of the last `open` for reading came from.
+    pub fn last_read_from(&self) -> Option<Origin> {
+        let last = self.read_from.load(Relaxed);
+        let all = [Origin::Memory, Origin::Cache, Origin::Disk];
+        all.into_iter().find(|origin| *origin as u8 == last)
     }
 
     /// The number of commits seen; to be read before the disk is looked at.
@@ -113,6 +220,7 @@ impl Controller {
         let mut state = self.state.lock();
         state.epoch += 1;
         state.current = Weak::new();
+        state.seen = None;
     }
 
     /// `tid` was answered ESTALE and will look for the current generation.
@@ -218,6 +326,16 @@ impl Controller {
         held.find(|held| held.name() == name && held.value().is_some())
     }
 
+    /// The lease `name` that any process holds for this controller, and which one.
+    pub fn leased_to(&self, name: &LockName) -> Option<(u32, Arc<Held>)> {
+        let state = self.state.lock();
+        let mut held = state
+            .leases
+            .iter()
+            .filter_map(|leased| Some((leased.tgid, leased.held.upgrade()?)));
+        held.find(|(_, held)| held.name() == name && held.value().is_some())
+    }
+
     /// A writer begins.
     pub fn staged(&self, staging: Staging) -> Arc<Staging> {
         let staging = Arc::new(staging);
@@ -269,6 +387,29 @@ impl Controller {
         });
     }
 
+    /// The open writers' processes; 0 for one that cannot be seen.
+    pub fn writers(&self) -> Vec<u32> {
+        let writers = self.state.lock().writers.clone();
+        let writers = writers.iter().filter_map(Weak::upgrade);
+        writers
+            .filter(|writer| writer.is_open())
+            .map(|writer| writer.tgid)
+            .collect()
+    }
+
+    /// The leases that nodbfs holds for writers, with their processes and ages.
+    pub fn held(&self) -> Vec<(LockName, u32, Duration)> {
+        let state = self.state.lock();
+        let held = state.leases.iter().filter_map(|leased| {
+            let held = leased
+                .held
+                .upgrade()
+                .filter(|held| held.value().is_some())?;
+            Some((held.name().clone(), leased.tgid, leased.since.elapsed()))
+        });
+        held.collect()
+    }
+
     /// The leases that writers have held for longer than `limit`.
     fn overdue(&self, limit: Duration) -> Vec<Arc<Held>> {
         let state = self.state.lock();
@@ -277,6 +418,16 @@ impl Controller {
             .iter()
             .filter(|leased| leased.since.elapsed() > limit);
         overdue.filter_map(|leased| leased.held.upgrade()).collect()
+    }
+
+    /// The name of its lock, if a document has said it.
+    pub fn name(&self) -> Option<LockName> {
+        self.state.lock().name.clone()
+    }
+
+    /// What its document says of it.
+    pub fn set_name(&self, name: LockName) {
+        self.state.lock().name = Some(name);
     }
 
     /// The reason of the last refusal, in words.
@@ -291,6 +442,18 @@ impl Controller {
     fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.retries.is_empty() && state.last_error.is_none() && state.current.strong_count() == 0
+    }
+}
+
+/// A change of nodbfs's own that is under way.
+#[derive(Debug)]
+pub struct Changing<'a>(&'a Controller);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.changing -= 1;
+        state.seen = None;
     }
 }
 
@@ -326,12 +489,23 @@ impl Controllers {
         for held in all.iter().flat_map(|controller| controller.overdue(limit)) {
             // tried again the next time
             if let Ok(true) = held.release(None) {
-                warn!(
-                    lock = held.name().key(),
-                    "held for too long by a writer that does not close; given back"
-                );
+                held.note(&Event::LockReleased {
+                    who: &Who::default(),
+                    why: "held for too long by a writer that does not close",
+                });
             }
         }
+    }
+
+    /// The lease `name` that any process holds for any controller, and which one.
+    pub fn leased_to(&self, name: &LockName) -> Option<(u32, Arc<Held>)> {
+        let mut known = self.known().into_iter();
+        known.find_map(|controller| controller.leased_to(name))
+    }
+
+    /// The controllers that somebody has asked for.
+    pub fn known(&self) -> Vec<Arc<Controller>> {
+        self.known.lock().values().cloned().collect()
     }
 
     /// Forgets what nobody uses, and threads that never came back.

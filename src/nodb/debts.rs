@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
+use crate::counters::{self, Counted};
 use crate::nodb::seal::digest;
 use crate::step::{self, Step};
 use crate::store::Store;
@@ -47,12 +48,20 @@ impl Debts {
 
     /// The entries of `keys` must go as soon as the store is back.
     pub fn owe(&self, keys: Vec<String>) {
+        counters::count(Counted::DebtMade);
         if let Err(error) = self.write(&keys) {
             error!(?keys, %error, "a debt to the cache could not be written down; kept in memory");
             self.unwritten.lock().extend(keys);
             // nothing else remembers it, and the store may be back already
             self.pay_unwritten();
         }
+    }
+
+    /// How many debts there are.
+    pub fn count(&self) -> usize {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let written = entries.filter(|entry| entry.path().extension() == Some("json".as_ref()));
+        written.count() + self.unwritten.lock().len()
     }
 
     fn pay_unwritten(&self) {
@@ -97,7 +106,10 @@ impl Debts {
                 continue;
             }
             match self.pay_one(&path) {
-                Ok(keys) => info!(?keys, "the cache was told at last"),
+                Ok(keys) => {
+                    counters::count(Counted::DebtPaid);
+                    info!(?keys, "the cache was told at last");
+                }
                 Err(error) => {
                     debug!(%error, "the cache still cannot be told");
                     return;

@@ -7,6 +7,7 @@
 mod scan;
 #[cfg(test)]
 mod tests;
+pub mod text;
 
 use std::ops::Range;
 

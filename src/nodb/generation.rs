@@ -146,6 +146,19 @@ impl Payloads {
         (*stamp == attr.stamp()).then(|| payload.clone())
     }
 
+    /// How many there are, and how large they are together, in bytes.
+    pub fn usage(&self) -> (usize, usize) {
+        let kept = self.kept.lock();
+        (kept.payloads.len(), kept.bytes)
+    }
+
+    /// Forgets the payload of the file that `attr` describes.
+    pub fn remove(&self, attr: &Attr) {
+        let mut kept = self.kept.lock();
+        let removed = kept.payloads.pop(&attr.ident);
+        kept.bytes -= removed.map_or(0, |(_, payload)| weight(&payload));
+    }
+
     /// Keeps `payload`, at the expense of those not asked for the longest.
     pub fn put(&self, attr: &Attr, payload: &Arc<Payload>) {
         let size = weight(payload);

@@ -3,17 +3,21 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
+use crate::nodb::session::{Living, Session};
+use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
+use crate::telemetry::Telemetry;
+use crate::telemetry::event::{Event, Who};
 
 /// How long a lease must be ours for sure when a publication begins. Longer than any publication
 /// on a healthy disk; the publication is fenced for the others.
@@ -23,6 +27,9 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// by force at any time: the publication is fenced for what happens after the word.
 pub const NEWS: Duration = Duration::from_millis(5);
 
+/// An attempt that took longer has waited for a holder.
+const WAITED: Duration = Duration::from_millis(10);
+
 /// The right to publish a controller.
 #[derive(Debug)]
 enum Lease {
@@ -30,6 +37,8 @@ enum Lease {
     Own(Arc<Held>),
     /// The writer's own: not taken, not renewed, not released.
     Adopted(Holder),
+    /// The writer's session's, taken by nodbfs: renewed and released for the session.
+    Session(Arc<SessionLock>),
     /// The tail of a dump of a process that cannot be seen, which has just checked its lock.
     Vouched,
 }
@@ -40,12 +49,19 @@ pub struct Leases {
     held: Vec<(LockName, Lease)>,
     /// The process they were taken for; 0 if it cannot be seen.
     process: u32,
+    /// The same, as it is told of.
+    who: Who,
 }
 
 impl Leases {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
+    }
+
+    /// Whom they were taken for.
+    pub fn who(&self) -> &Who {
+        &self.who
     }
 }
 
@@ -74,6 +90,9 @@ impl Asking {
 pub struct Locker {
     store: Arc<dyn Store>,
     keeper: Keeper,
+    telemetry: Arc<Telemetry>,
+    /// What sessions hold.
+    pub sessions: Arc<SessionLocks>,
     /// `<hostname>:<pid>` of the daemon.
     owner: String,
     wait: Duration,
@@ -91,10 +110,17 @@ impl fmt::Debug for Locker {
 
 impl Locker {
     /// `wait` is `--lock-wait`, `ttl` is `--lease-ttl`.
-    pub fn new(store: Arc<dyn Store>, wait: Duration, ttl: Duration) -> io::Result<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        telemetry: Arc<Telemetry>,
+        wait: Duration,
+        ttl: Duration,
+    ) -> io::Result<Self> {
         Ok(Self {
-            keeper: Keeper::start()?,
+            keeper: Keeper::telling(telemetry.clone())?,
+            sessions: SessionLocks::new()?,
             store,
+            telemetry,
             owner: caller::own_owner(),
             wait,
             ttl,
@@ -126,10 +152,14 @@ impl Locker {
         if self.try_cover(leases, controller, name, asking, meanwhile)? {
             return Ok(());
         }
-        let lease = self
-            .wait_for(name, asking)
-            .inspect_err(|error| info!(lock = name.key(), %error, "lock not taken"))?;
-        let lease = self.keep(controller, leases.process, lease);
+        leases.who = Who::of(leases.process);
+        if !asking.nonblocking {
+            let who = &leases.who;
+            self.telemetry.note(name, &Event::LockWaits { who });
+        }
+        let start = Instant::now();
+        let lease = self.wait_for(&leases.who, name, asking)?;
+        let lease = self.keep(controller, leases, lease, Some(start.elapsed()));
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(())
@@ -148,7 +178,11 @@ impl Locker {
             return Ok(true);
         }
         leases.process = caller::process_of(asking.caller.tid).unwrap_or(0);
-        let lease = match self.shared(controller, leases.process, name)? {
+        let at_hand = match self.of_session(name, asking.caller.tid)? {
+            None => self.shared(controller, leases.process, name)?,
+            session => session,
+        };
+        let lease = match at_hand {
             Some(lease) => lease,
             None => {
                 step::at(Step::Acquire)?;
@@ -156,8 +190,11 @@ impl Locker {
                     .store
                     .acquire_while(name, &self.owner, self.ttl, meanwhile);
                 match asked? {
-                    Acquired::Held(lease) => self.keep(controller, leases.process, lease),
-                    Acquired::Busy(holder) => match self.adopt(name, &holder, asking) {
+                    Acquired::Held(lease) => {
+                        leases.who = Who::of(leases.process);
+                        self.keep(controller, leases, lease, None)
+                    }
+                    Acquired::Busy(holder) => match self.adopt(leases, name, &holder, asking) {
                         Some(lease) => lease,
                         None => return Ok(false),
                     },
@@ -168,6 +205,19 @@ impl Locker {
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(true)
+    }
+
+    /// The lease of a writer whose session has the lock. ESTALE: it has been lost, and the writer
+    /// must not go on as if nothing had happened since it was taken.
+    fn of_session(&self, name: &LockName, tid: u32) -> Result<Option<Lease>> {
+        let Some(lock) = self.sessions.get(name).filter(|lock| lock.serves(tid)) else {
+            return Ok(None);
+        };
+        lock.held().confirm()?;
+        lock.held()
+            .check(Duration::ZERO)
+            .map_err(Error::LeaseLost)?;
+        Ok(Some(Lease::Session(lock)))
     }
 
     /// The lease that `process` has already for another writer of its own.
@@ -185,40 +235,62 @@ impl Locker {
         Ok(held.value().is_some().then_some(Lease::Own(held)))
     }
 
-    /// A lease that was taken for `process`, kept alive from now on.
-    fn keep(&self, controller: &Controller, process: u32, lease: store::Lease) -> Lease {
-        debug!(lock = lease.name.key(), "lock taken");
+    /// A lease that was taken for the process of `leases`, kept alive from now on.
+    fn keep(
+        &self,
+        controller: &Controller,
+        leases: &Leases,
+        lease: store::Lease,
+        waited: Option<Duration>,
+    ) -> Lease {
+        let (who, ttl) = (&leases.who, lease.ttl);
+        let taken = Event::LockTaken { who, ttl, waited };
+        self.telemetry.note(&lease.name, &taken);
         let held = self.keeper.hold(self.store.clone(), lease);
-        controller.leased(process, &held);
+        controller.leased(leases.process, &held);
         Lease::Own(held)
     }
 
     /// The lease of a writer that holds the lock itself, or that must be believed to.
-    fn adopt(&self, name: &LockName, holder: &Holder, asking: Asking) -> Option<Lease> {
+    fn adopt(
+        &self,
+        leases: &mut Leases,
+        name: &LockName,
+        holder: &Holder,
+        asking: Asking,
+    ) -> Option<Lease> {
+        if self.sessions.get(name).is_some_and(|lock| lock.is(holder)) {
+            return None;
+        }
         match caller::owner_of(asking.caller.tid) {
             Some(owner) if holder.owner.as_ref() == Some(&owner) => {
-                debug!(lock = name.key(), owner, "lock adopted from the writer");
+                leases.who = Who::of(leases.process);
+                let adopted = Event::LockAdopted {
+                    who: &leases.who,
+                    holder: &owner,
+                };
+                self.telemetry.note(name, &adopted);
                 Some(Lease::Adopted(holder.clone()))
             }
             None if asking.dump => {
-                debug!(
-                    lock = name.key(),
-                    "writer out of sight, in the tail of a dump: let through"
-                );
+                self.telemetry.note(name, &Event::LockVouched);
                 Some(Lease::Vouched)
             }
             _ => None,
         }
     }
 
-    fn wait_for(&self, name: &LockName, asking: Asking) -> Result<store::Lease> {
+    fn wait_for(&self, who: &Who, name: &LockName, asking: Asking) -> Result<store::Lease> {
         let wait = if asking.nonblocking {
             Duration::ZERO
         } else {
             self.wait
         };
-        let interrupted = || caller::is_interrupted(asking.caller.tid);
-        match acquire_waiting(
+        // who asks over the control socket may end without a signal that could be seen
+        let maker = Living::open(asking.caller.tid);
+        let ended = || maker.as_ref().is_some_and(|maker| !maker.lives());
+        let interrupted = || caller::is_interrupted(asking.caller.tid) || ended();
+        let answer = match acquire_waiting(
             &*self.store,
             name,
             &self.owner,
@@ -230,7 +302,57 @@ impl Locker {
                 Err(Error::WouldBlock { key, holder })
             }
             answer => answer,
-        }
+        };
+        answer.inspect_err(|error| {
+            self.telemetry
+                .note(name, &Event::LockRefused { who, error });
+        })
+    }
+
+    /// Takes the lock `name` for the caller's session, as patiently as it asks. Each call is an
+    /// acquisition of its own: whoever holds the lock is waited for, the same session too.
+    ///
+    /// Errors: EPERM (a caller that cannot be seen), EBUSY, EAGAIN, EINTR, ENOLCK.
+    pub fn take_for_session(
+        &self,
+        name: &LockName,
+        through: Through,
+        asking: Asking,
+    ) -> Result<Arc<SessionLock>> {
+        let caller = asking.caller;
+        // asked for first: a waiter may be killed, and its session would not be known
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
+        let start = Instant::now();
+        let lease = self.wait_for(&who, name, asking)?;
+        let taken = Event::LockTaken {
+            who: &who,
+            ttl: lease.ttl,
+            waited: Some(start.elapsed()).filter(|waited| *waited > WAITED),
+        };
+        self.telemetry.note(name, &taken);
+        let held = self.keeper.hold(self.store.clone(), lease);
+        let lock = SessionLock::new(session, through, (caller.tid, caller.uid), held);
+        debug!(
+            lock = name.key(),
+            session = lock.session.sid,
+            process = lock.process,
+            ?through,
+            "lock of a session"
+        );
+        self.sessions.add(&lock);
+        Ok(lock)
+    }
+
+    /// Gives a session's lock back. `false`: it was not the session's any more.
+    ///
+    /// # Errors
+    /// The store cannot be told now; it will be, or the lock expires.
+    pub fn release_for_session(&self, lock: &SessionLock) -> Result<bool> {
+        self.sessions.remove(lock);
+        let released = lock.held().release(None)?;
+        self.released(lock.name(), released, &lock.who());
+        Ok(released)
     }
 
     /// Makes sure that every lease is still the writer's, for long enough to publish.
@@ -246,6 +368,11 @@ impl Locker {
                     }
                     held.check(MARGIN.min(self.ttl / 4))
                         .map_err(Error::LeaseLost)?;
+                }
+                Lease::Session(lock) => {
+                    lock.held().confirm()?;
+                    let sure = lock.held().check(MARGIN.min(self.ttl / 4));
+                    sure.map_err(Error::LeaseLost)?;
                 }
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
@@ -285,23 +412,35 @@ impl Locker {
         for (name, lease) in leases.held.drain(..) {
             let last = match lease {
                 Lease::Own(held) => Arc::into_inner(held),
-                Lease::Adopted(_) | Lease::Vouched => None,
+                Lease::Adopted(_) | Lease::Session(_) | Lease::Vouched => None,
             };
             let told = match (last, &committed) {
                 (Some(held), _) => {
                     let meanwhile = std::mem::take(&mut meanwhile);
-                    held.release_while(committed.clone(), meanwhile).map(drop)
+                    let released = held.release_while(committed.clone(), meanwhile);
+                    released.map(|ours| self.released(&name, ours, &leases.who))
                 }
                 (None, Some(committed)) => self.store.touch(&name.runid, committed.last_modified),
                 (None, None) => Ok(()),
             };
             if let Err(error) = told {
-                warn!(lock = name.key(), %error, "lock not released, it will expire");
+                let unreleased = Event::Unreleased { error: &error };
+                self.telemetry.note(&name, &unreleased);
             }
         }
     }
 
-    /// Who holds `name` now, in words; for `user.nodbfs.holder`.
+    fn released(&self, name: &LockName, ours: bool, who: &Who) {
+        let event = match ours {
+            true => Event::LockReleased { who, why: "" },
+            false => Event::LockLost {
+                reason: "it was not ours any more when it was given back",
+            },
+        };
+        self.telemetry.note(name, &event);
+    }
+
+    /// Who holds `name` now, in words; for `user.nodbfs.lock`.
     pub fn holder(&self, name: &LockName) -> Result<Option<Holder>> {
         Ok(self.store.holder(name)?)
     }

@@ -13,11 +13,12 @@ use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::Place;
 use crate::fs::plain;
 use crate::nodb::Nodb;
-use crate::nodb::controller::Controller;
+use crate::nodb::controller::{Controller, Origin};
 use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::seal::Seal;
 use crate::store::Cached;
+use crate::telemetry::event::Event;
 
 /// How long a reader waits for an in-place writer (PROTOCOL.md 6) to finish its document.
 const TORN: Duration = Duration::from_millis(1000);
@@ -30,6 +31,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct Loaded {
     pub attr: Attr,
     pub payload: Arc<Payload>,
+    pub from: Origin,
 }
 
 impl Loaded {
@@ -52,6 +54,10 @@ impl Nodb {
                 return Err(Error::Superseded);
             }
             if let Some(generation) = self.see(controller, epoch, &attr) {
+                if controller.notice(attr.stamp()) {
+                    let size = attr.size;
+                    self.note(controller, &Event::Changed { size });
+                }
                 return Ok(generation);
             }
         }
@@ -74,6 +80,7 @@ impl Nodb {
         loop {
             let epoch = controller.epoch();
             let loaded = self.load(controller)?;
+            controller.read_from(loaded.from);
             if let Some(generation) = self.see(controller, epoch, &loaded.attr) {
                 controller.pin(tid, generation.id, &loaded.payload);
                 return Ok(generation);
@@ -91,7 +98,10 @@ impl Nodb {
         let attr = self.plain.stat_now(&controller.place);
         match attr {
             Ok(attr) if attr.stamp() == generation.stamp() && self.is_current(generation) => {
-                Ok(self.payloads.get(&attr))
+                Ok(self
+                    .payloads
+                    .get(&attr)
+                    .inspect(|_| controller.read_from(Origin::Memory)))
             }
             _ => {
                 controller.expect_reader(tid);
@@ -104,7 +114,10 @@ impl Nodb {
     pub fn open_cold(&self, generation: &Generation, tid: u32) -> Result<Arc<Payload>> {
         let controller = &generation.controller;
         match self.load(controller) {
-            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => Ok(loaded.payload),
+            Ok(loaded) if loaded.attr.stamp() == generation.stamp() => {
+                controller.read_from(loaded.from);
+                Ok(loaded.payload)
+            }
             Ok(_) | Err(Error::Superseded) | Err(Error::Source(Errno::NOENT)) => {
                 controller.expect_reader(tid);
                 Err(Error::Superseded)
@@ -123,7 +136,15 @@ impl Nodb {
 
     /// The bytes of the current generation.
     pub fn load(&self, controller: &Controller) -> Result<Loaded> {
-        let place = &controller.place;
+        self.load_of(&controller.place, Some(controller), true)
+    }
+
+    /// As [`Nodb::load`], of the file at `place`; the cache is asked only if `ask` says so.
+    pub fn load_from(&self, place: &Place, ask: bool) -> Result<Loaded> {
+        self.load_of(place, None, ask)
+    }
+
+    fn load_of(&self, place: &Place, controller: Option<&Controller>, ask: bool) -> Result<Loaded> {
         let give_up = Instant::now() + TORN;
         loop {
             let attr = self.plain.stat_now(place)?;
@@ -131,13 +152,21 @@ impl Nodb {
                 return Err(Error::Superseded);
             }
             if let Some(payload) = self.payloads.get(&attr) {
-                return Ok(Loaded { attr, payload });
+                return Ok(Loaded {
+                    attr,
+                    payload,
+                    from: Origin::Memory,
+                });
             }
             let key = self.cache_key(place)?;
-            let cached = self.cached(&key);
-            if let Some(bytes) = self.unseal(&cached, &attr) {
-                debug!(key, "read from the cache entry");
-                return Ok(self.keep(attr, bytes));
+            // a store that is away costs a read nothing but its speed
+            let cached = ask.then(|| self.store.get(&key)).transpose();
+            if let Ok(Some(cached)) = &cached
+                && let Some(bytes) = self.unseal(cached, &attr)
+            {
+                let loaded = self.keep(attr, bytes);
+                self.loaded(controller, &loaded);
+                return Ok(loaded);
             }
             let Some((attr, payload)) = self.read_disk(place)? else {
                 continue;
@@ -146,13 +175,11 @@ impl Nodb {
                 return Ok(Loaded {
                     attr,
                     payload: Arc::new(payload),
+                    from: Origin::Disk,
                 });
             };
-            match Document::parse(bytes) {
-                Ok(document) => {
-                    debug!(key, "read from disk");
-                    self.warm(&key, &cached, place, &attr, bytes, &document);
-                }
+            let (payload, is_document) = match Document::parse(bytes) {
+                Ok(document) => (Payload::of_document(bytes.clone(), document), true),
                 // an in-place writer may be at work; promise 2 forbids to show its half document
                 Err(invalid) if may_be_torn(&attr) && Instant::now() < give_up => {
                     debug!(key, %invalid, "half a document on disk, waiting for its writer");
@@ -160,38 +187,60 @@ impl Nodb {
                     continue;
                 }
                 Err(invalid) => {
-                    warn!(key, %invalid, "the file on disk is no document; served as it is")
+                    warn!(key, %invalid, "the file on disk is no document; served as it is");
+                    (payload, false)
                 }
-            }
+            };
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
-            return Ok(Loaded { attr, payload });
+            let loaded = Loaded {
+                attr,
+                payload,
+                from: Origin::Disk,
+            };
+            if let Some(controller) = controller {
+                self.identify_once(controller, &loaded.payload);
+                match &cached {
+                    Ok(_) => self.note(controller, &Event::Missed),
+                    Err(error) => self.note(controller, &Event::CacheAway { error }),
+                }
+            }
+            self.loaded(controller, &loaded);
+            if let (true, Ok(Some(seen))) = (is_document, &cached) {
+                self.warm(&key, seen, place, controller, &loaded);
+            }
+            return Ok(loaded);
+        }
+    }
+
+    /// A document came from somewhere else than memory.
+    fn loaded(&self, controller: Option<&Controller>, loaded: &Loaded) {
+        if let Some(controller) = controller {
+            self.identify_once(controller, &loaded.payload);
+            let (from, size) = (loaded.from, loaded.attr.size);
+            self.note(controller, &Event::Loaded { from, size });
         }
     }
 
     fn keep(&self, attr: Attr, bytes: Vec<u8>) -> Loaded {
         let payload = Arc::new(Payload::of(Arc::new(bytes)));
         self.payloads.put(&attr, &payload);
-        Loaded { attr, payload }
+        Loaded {
+            attr,
+            payload,
+            from: Origin::Cache,
+        }
     }
 
-    /// What the store has for `key`. A store that is away costs a read nothing but its speed.
-    fn cached(&self, key: &str) -> Option<Cached> {
-        self.store
-            .get(key)
-            .inspect_err(|error| debug!(key, %error, "cache not read"))
-            .ok()
-    }
-
-    fn unseal(&self, cached: &Option<Cached>, attr: &Attr) -> Option<Vec<u8>> {
-        let cached = cached.as_ref()?;
+    /// The exact bytes of the file that `attr` describes, if entry and seal are of that.
+    pub fn unseal(&self, cached: &Cached, attr: &Attr) -> Option<Vec<u8>> {
         let seal = Seal::from_bytes(cached.seal.as_deref()?)?;
         let bytes = seal.open(cached.entry.as_deref()?, attr.signature())?;
         (bytes.len() as u64 == attr.size).then_some(bytes)
     }
 
     /// The file's bytes with the attributes they belong to; `None`: it changed meanwhile.
-    fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
+    pub fn read_disk(&self, place: &Place) -> Result<Option<(Attr, Payload)>> {
         let fd = self.open_lower(place)?;
         let attr = Attr::of_fd(&fd).in_step("stat the controller")?;
         if attr.size > self.settings.max_payload {
@@ -215,13 +264,15 @@ impl Nodb {
     fn warm(
         &self,
         key: &str,
-        seen: &Option<Cached>,
+        seen: &Cached,
         place: &Place,
-        attr: &Attr,
-        bytes: &[u8],
-        document: &Document,
+        controller: Option<&Controller>,
+        loaded: &Loaded,
     ) {
-        let Some(seen) = seen else { return };
+        let Loaded { attr, payload, .. } = loaded;
+        let (Payload::Bytes(bytes, _), Some(document)) = (&**payload, payload.document()) else {
+            return;
+        };
         let Some(patched) = document.patch(bytes, attr.signature()) else {
             return;
         };
@@ -238,8 +289,14 @@ impl Nodb {
         } else {
             Ok(())
         };
-        if let Err(error) = put.map(drop).and(undone) {
-            debug!(key, %error, "cache entry not refreshed");
+        match (put, undone) {
+            (Ok(true), Ok(())) if !moved_on => {
+                let size = bytes.len();
+                let refreshed = |one| self.note(one, &Event::Refreshed { size });
+                controller.into_iter().for_each(refreshed);
+            }
+            (Err(error), _) | (_, Err(error)) => debug!(key, %error, "cache entry not refreshed"),
+            _ => {}
         }
     }
 }

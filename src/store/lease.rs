@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use super::waiting::Watch;
-use super::{Acquired, Committed, Lease, LockName, Meanwhile, Store, StoreError};
+use super::{Acquired, Committed, Holder, Lease, LockName, Meanwhile, Store, StoreError, payload};
 use crate::error::{Error, Result};
 use crate::step::{self, Step};
+use crate::telemetry::Telemetry;
+use crate::telemetry::event::{Event, Who};
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -152,12 +154,18 @@ fn random() -> f64 {
 /// during a call to the store.
 pub struct Keeper {
     queue: Arc<Queue>,
+    telemetry: Arc<Telemetry>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
     /// Starts the thread, so it belongs after the fork of a daemon.
     pub fn start() -> std::io::Result<Self> {
+        Self::telling(Arc::default())
+    }
+
+    /// As [`Keeper::start`]; what becomes of the leases is noted.
+    pub fn telling(telemetry: Arc<Telemetry>) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let worked = queue.clone();
         let thread = thread::Builder::new()
@@ -165,6 +173,7 @@ impl Keeper {
             .spawn(move || worked.work())?;
         Ok(Self {
             queue,
+            telemetry,
             thread: Some(thread),
         })
     }
@@ -176,6 +185,7 @@ impl Keeper {
             name: lease.name.clone(),
             store,
             queue: Arc::downgrade(&self.queue),
+            telemetry: self.telemetry.clone(),
             state: Mutex::new(State::Held(lease)),
         });
         self.queue.push(due, Task::Renew(Arc::downgrade(&held)));
@@ -199,6 +209,7 @@ pub struct Held {
     name: LockName,
     store: Arc<dyn Store>,
     queue: Weak<Queue>,
+    telemetry: Arc<Telemetry>,
     state: Mutex<State>,
 }
 
@@ -217,6 +228,18 @@ impl Held {
     /// The stored value as last known, while the lease is held.
     pub fn value(&self) -> Option<String> {
         self.lease().ok().map(|lease| lease.value)
+    }
+
+    /// The lock as others see it.
+    ///
+    /// # Errors
+    /// In words, why it is not held.
+    pub fn holder(&self) -> std::result::Result<Holder, String> {
+        let lease = self.lease()?;
+        Ok(Holder {
+            left: Some(lease.remaining()),
+            ..payload::holder(lease.value.as_bytes())
+        })
     }
 
     /// Says that the lock is surely ours for at least `min_remaining` more, on the monotonic clock;
@@ -248,6 +271,11 @@ impl Held {
     /// The store cannot be asked.
     pub fn confirm(&self) -> std::result::Result<(), StoreError> {
         self.lease().map_or(Ok(()), |lease| self.renew(&lease))
+    }
+
+    /// Notes something that happened to the lock.
+    pub fn note(&self, event: &Event<'_>) {
+        self.telemetry.note(&self.name, event);
     }
 
     /// When the store was asked last with success; `None`: the lock is not ours any more.
@@ -313,12 +341,11 @@ impl Held {
                 Some(lease) if lease.deadline > current.deadline => *current = lease,
                 Some(_) => {}
                 None => {
-                    warn!(
-                        lock = self.name.key(),
-                        "the lock was lost: it expired or was taken away"
-                    );
-                    let why = "it expired or was taken away".to_owned();
-                    *state = State::Lost(lease.clone(), why);
+                    let why = "it expired or was taken away";
+                    *state = State::Lost(lease.clone(), why.to_owned());
+                    drop(state);
+                    self.telemetry
+                        .note(&self.name, &Event::LockLost { reason: why });
                 }
             }
         }
@@ -341,6 +368,11 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(lease) = self.let_go() {
+            let released = Event::LockReleased {
+                who: &Who::default(),
+                why: "whoever it was for is gone",
+            };
+            self.telemetry.note(&self.name, &released);
             self.leave(Release {
                 store: self.store.clone(),
                 lease,
@@ -465,7 +497,12 @@ impl Held {
     fn renew_now(&self) -> Option<Instant> {
         let lease = self.lease().ok()?;
         match self.renew(&lease) {
-            Ok(()) => self.lease().ok().map(|lease| lease.renewal_due()),
+            Ok(()) => {
+                let lease = self.lease().ok()?;
+                let ttl = lease.ttl;
+                self.telemetry.note(&self.name, &Event::LockRenewed { ttl });
+                Some(lease.renewal_due())
+            }
             Err(error) => {
                 warn!(lock = self.name.key(), %error, "the lock could not be renewed");
                 Some(Instant::now() + AGAIN.min(lease.ttl / 3))

@@ -73,6 +73,7 @@ pub fn holder(value: &[u8]) -> Holder {
     Holder {
         value: String::from_utf8_lossy(value).into_owned(),
         owner,
+        left: None,
     }
 }
 

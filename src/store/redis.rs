@@ -1,31 +1,35 @@
 //! The NoDb processes' own Redis (PROTOCOL.md 2): locks, run hashes and the status channel through
-//! DB 0 (pub/sub knows no databases), the payload cache in DB 13.
+//! DB 0 (pub/sub knows no databases), the payload cache in DB 13, log levels in DB 15.
 
 mod connection;
 mod listener;
 mod settings;
+mod subscriber;
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use redis::Script;
+use redis::{ConnectionLike, RedisResult, Script};
 use sha2::{Digest, Sha256};
 
 pub use settings::{Limits, Settings, SettingsError};
 
 use self::connection::{Database, Server};
 use self::listener::Listener;
+use self::subscriber::Subscriber;
+use super::remembered::Answer;
 use super::waiting::Watch;
 use super::{
-    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
-    Status, Store, StoreError, StoreErrorKind, payload,
+    Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, LOCK, Lease, LockName, Locks,
+    Meanwhile, News, Status, Store, StoreError, StoreErrorKind, payload,
 };
 
 const LOCKS: u8 = 0;
 const CACHE: u8 = 13;
+const LEVELS: u8 = 15;
 /// What the keys of run replacement fences begin with.
 const FENCE: &str = "nodb:run-replacement:";
 
@@ -41,6 +45,7 @@ pub struct Redis {
     locks: Database,
     cache: Database,
     listener: Listener,
+    subscriber: Subscriber,
     unanswered: Mutex<VecDeque<Unanswered>>,
 }
 
@@ -62,9 +67,20 @@ impl Redis {
             locks: Database::new(server.clone(), LOCKS),
             cache: Database::new(server.clone(), CACHE),
             listener: Listener::new(server.clone()),
+            subscriber: Subscriber::new(server.clone()),
             server,
             unanswered: Mutex::default(),
         }
+    }
+
+    fn ask_holder(&self, name: &LockName) -> Result<Answer, StoreError> {
+        let asked = Instant::now();
+        let answer = self.locks.call("read lock", |redis| {
+            let mut script = HOLDER.key(name.key());
+            script.key(&name.runid).arg(mirror_field(name));
+            script.invoke(redis)
+        })?;
+        Ok(expiring(answer, asked))
     }
 
     fn unanswered(&self) -> std::sync::MutexGuard<'_, VecDeque<Unanswered>> {
@@ -187,6 +203,7 @@ impl Locks for Redis {
         } else {
             first
         };
+        self.listener.changed(name);
         let held = matches!(answer, Ok((1, _)));
         if !held && (timed_out || sent.get() && answer.is_err()) {
             self.remember(name, value.clone());
@@ -214,6 +231,7 @@ impl Locks for Redis {
             script.arg(&value).arg(milliseconds(lease.ttl));
             script.invoke(redis)
         })?;
+        self.listener.changed(&lease.name);
         Ok(ours.then(|| Lease {
             value,
             deadline,
@@ -232,7 +250,7 @@ impl Locks for Redis {
             .and_then(|committed| committed.message.as_ref())
             .map_or(("", ""), |(channel, message)| (channel, message));
         let asked = Cell::new(0);
-        let result: i8 = self.locks.call_while("release lock", meanwhile, |redis| {
+        let result = self.locks.call_while("release lock", meanwhile, |redis| {
             asked.set(asked.get() + 1);
             let mut script = RELEASE.key(lease.name.key());
             script.key(&lease.name.runid);
@@ -243,20 +261,54 @@ impl Locks for Redis {
                 .arg(mirror_field(&lease.name))
                 .arg(last_modified.as_deref().unwrap_or_default());
             script.arg(channel).arg(message);
-            script.invoke(redis)
-        })?;
+            script.invoke::<i8>(redis)
+        });
+        self.listener.changed(&lease.name);
+        let result = result?;
         // nobody's at the second time of asking: the first, unanswered, released it
         let by_the_first = result < 0 && asked.get() > 1 && Instant::now() < lease.deadline;
         Ok(result > 0 || by_the_first)
     }
 
     fn holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
-        let stored: Option<Vec<u8>> = self.locks.call("read lock", |redis| {
-            let mut script = HOLDER.key(name.key());
-            script.key(&name.runid).arg(mirror_field(name));
-            script.invoke(redis)
+        self.ask_holder(name).map(shown)
+    }
+
+    fn seen_holder(&self, name: &LockName) -> Result<Option<Holder>, StoreError> {
+        let ask = || self.ask_holder(name);
+        self.listener.remembered(&name.key(), ask).map(shown)
+    }
+
+    fn is_flag_stale(&self, name: &LockName) -> Result<bool, StoreError> {
+        let (held, flag): (bool, Option<Vec<u8>>) = self.locks.call("read lock", |redis| {
+            let mut both = redis::pipe();
+            both.atomic();
+            both.cmd("EXISTS").arg(name.key());
+            both.cmd("HGET").arg(&name.runid).arg(mirror_field(name));
+            both.query(redis)
         })?;
-        Ok(stored.map(|value| payload::holder(&value)))
+        Ok(!held && flag.as_deref() == Some(b"true"))
+    }
+
+    fn held(&self) -> Result<Vec<(LockName, Holder)>, StoreError> {
+        let asked = Instant::now();
+        let held = self.locks.call("list locks", |redis| {
+            let names = scan(redis)?;
+            let mut all = redis::pipe();
+            for name in &names {
+                all.cmd("GET").arg(name.key()).cmd("PTTL").arg(name.key());
+            }
+            let values: Vec<(Option<Vec<u8>>, i64)> = match names.is_empty() {
+                true => Vec::new(),
+                false => all.query(redis)?,
+            };
+            Ok(names.into_iter().zip(values).collect::<Vec<_>>())
+        })?;
+        let held = held.into_iter().filter_map(|(name, answer)| {
+            // it may have gone since it was found
+            Some((name, shown(expiring(answer, asked))?))
+        });
+        Ok(held.collect())
     }
 
     fn watch(&self, name: &LockName) -> Watch<'_> {
@@ -280,11 +332,35 @@ impl Status for Redis {
             redis::cmd("PUBLISH").arg(channel).arg(message).exec(redis)
         })
     }
+
+    fn listen(&self, news: Weak<dyn News>) {
+        self.subscriber.listen(news);
+    }
+
+    fn follow(&self, runid: &str) {
+        self.subscriber.follow(runid);
+    }
+
+    fn unfollow(&self, runid: &str) {
+        self.subscriber.unfollow(runid);
+    }
+
+    fn level(&self, runid: &str) -> Result<Option<String>, StoreError> {
+        self.subscriber.level(runid)
+    }
+
+    fn set_level(&self, runid: &str, level: Option<&str>) -> Result<(), StoreError> {
+        self.subscriber.set_level(runid, level)
+    }
 }
 
 impl Store for Redis {
     fn describe(&self) -> String {
         self.server.settings().to_string()
+    }
+
+    fn resting(&self) -> Option<Duration> {
+        self.server.resting()
     }
 
     fn ping(&self) -> Result<(), StoreError> {
@@ -301,6 +377,46 @@ impl fmt::Debug for Redis {
             .field(self.server.settings())
             .finish()
     }
+}
+
+/// The names of all locks of controllers, in order; a scan may find a key more than once.
+fn scan(redis: &mut dyn ConnectionLike) -> RedisResult<BTreeSet<LockName>> {
+    let mut names = BTreeSet::new();
+    let mut cursor = 0_u64;
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(format!("{LOCK}*.nodb"));
+        let found: (u64, Vec<Vec<u8>>) = scan.arg("COUNT").arg(1000).query(redis)?;
+        let keys = found
+            .1
+            .iter()
+            .filter_map(|key| std::str::from_utf8(key).ok());
+        names.extend(keys.filter_map(LockName::of_key));
+        cursor = found.0;
+        if cursor == 0 {
+            return Ok(names);
+        }
+    }
+}
+
+/// A value and its TTL in milliseconds, or less than 0, as they were when asked for.
+fn expiring((value, ttl): (Option<Vec<u8>>, i64), asked: Instant) -> Answer {
+    let ttl = u64::try_from(ttl).ok().map(Duration::from_millis);
+    let until = ttl.map(|ttl| asked + ttl);
+    Answer { value, until }
+}
+
+/// An answer for somebody who sees it now.
+fn shown(answer: Answer) -> Option<Holder> {
+    let now = Instant::now();
+    let left = answer
+        .until
+        .map(|until| until.saturating_duration_since(now));
+    let value = answer.value?;
+    Some(Holder {
+        left,
+        ..payload::holder(&value)
+    })
 }
 
 fn seal_key(key: &str) -> String {

@@ -3,12 +3,14 @@
 // each suite is a program of its own and uses a part of this
 #![allow(dead_code)]
 
+pub mod command;
 pub mod mount;
 pub mod program;
 pub mod python;
 pub mod redis;
 pub mod run;
 pub mod sample;
+pub mod shell;
 pub mod twins;
 
 use std::path::{Path, PathBuf};

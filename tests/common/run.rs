@@ -159,6 +159,13 @@ impl Run {
         Some(String::from_utf8_lossy(&value[..size]).into_owned())
     }
 
+    /// `<hostname>:<pid>` of whoever holds the lock, as the mount says it.
+    pub fn holder(&self, name: &str) -> Option<String> {
+        let holder = self.attribute(name, "lock").filter(|it| !it.is_empty())?;
+        let holder: serde_json::Value = serde_json::from_str(&holder).unwrap();
+        Some(holder["owner"].as_str().unwrap().to_owned())
+    }
+
     /// The documents that were refused and kept.
     pub fn rejected(&self) -> Vec<PathBuf> {
         self.mount.rejected()
@@ -193,7 +200,7 @@ impl Run {
         });
         assert_eq!(listing(self.mount.path()), listing(self.source()));
         if self.redis.is_none() {
-            assert_eq!(self.attribute(name, "holder"), None);
+            assert_eq!(self.holder(name), None);
             return;
         }
         assert_eq!(self.lock(name), None);
@@ -211,7 +218,7 @@ impl Run {
                 Some(_) => {
                     self.lock(name).is_none() && self.mirror(name).as_deref() != Some("true")
                 }
-                None => self.attribute(name, "holder").is_none(),
+                None => self.holder(name).is_none(),
             }
         });
     }

@@ -12,15 +12,46 @@ use crate::common::twins::Twins;
 use crate::eventually;
 
 #[test]
-fn what_is_made_beneath_shows_at_once() {
+fn what_is_made_beneath_shows_at_once_where_nobody_asked_for_it() {
     let twins = Twins::new([]);
     let (mounted, source) = (twins.mounted(), twins.source());
     for i in 0..50 {
         let name = format!("file{i}");
-        assert!(!mounted.join(&name).exists());
         fs::write(source.join(&name), &name).unwrap();
         assert_eq!(fs::read_to_string(mounted.join(&name)).unwrap(), name);
         assert_eq!(fs::read_dir(mounted).unwrap().count(), i + 1);
+    }
+}
+
+#[test]
+fn what_was_missing_and_is_made_beneath_shows_soon() {
+    let twins = Twins::new([]);
+    let (mounted, source) = (twins.mounted().join("file"), twins.source().join("file"));
+    assert!(!mounted.exists());
+    fs::write(&source, "made").unwrap();
+    eventually("it shows", || fs::read_to_string(&mounted).is_ok());
+    // what the mount itself makes shows at once
+    for i in 0..50 {
+        let name = twins.mounted().join(format!("file{i}"));
+        assert!(!name.exists());
+        fs::write(&name, "made").unwrap();
+        assert_eq!(fs::read_to_string(&name).unwrap(), "made");
+        fs::remove_file(&name).unwrap();
+        assert!(!name.exists());
+    }
+}
+
+#[test]
+fn without_a_lifetime_everything_beneath_shows_at_once() {
+    let twins = Twins::new(["--plain-ttl", "0s"]);
+    let (mounted, source) = (twins.mounted().join("file"), twins.source().join("file"));
+    for i in 0..20 {
+        assert!(!mounted.exists());
+        fs::write(&source, "x".repeat(i)).unwrap();
+        assert_eq!(fs::metadata(&mounted).unwrap().len(), i as u64);
+        fs::write(&source, "x".repeat(2 * i)).unwrap();
+        assert_eq!(fs::metadata(&mounted).unwrap().len(), 2 * i as u64);
+        fs::remove_file(&source).unwrap();
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use redis::{Client, Connection, ConnectionLike, ErrorKind, RedisError, RedisResult, Value};
 
 use super::settings::{Limits, Settings};
+use crate::counters;
 use crate::store::{Meanwhile, StoreError, StoreErrorKind};
 
 /// How many idle connections a database keeps; as many more as are needed come and go.
@@ -128,10 +129,12 @@ impl Database {
         mut meanwhile: Meanwhile<'_>,
         request: impl Fn(&mut dyn ConnectionLike) -> RedisResult<T>,
     ) -> Result<T, StoreError> {
+        let since = Instant::now();
         let answer = match self.attempt(&request, &mut meanwhile) {
             Err(failure) if failure.broken => self.attempt(&request, &mut meanwhile),
             answer => answer,
         };
+        counters::called(during, since.elapsed());
         answer.map_err(|failure| StoreError {
             kind: failure.kind,
             during,
@@ -188,6 +191,15 @@ impl Database {
 
     fn limits(&self) -> &Limits {
         &self.server.settings.limits
+    }
+}
+
+impl Server {
+    /// For how long no connection will be tried, after one that failed.
+    pub fn resting(&self) -> Option<Duration> {
+        let breaker = self.breaker();
+        let until = breaker.open.as_ref()?.until;
+        until.checked_duration_since(Instant::now())
     }
 }
 

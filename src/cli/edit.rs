@@ -1,0 +1,244 @@
+//! `nodbfs edit`.
+
+use std::borrow::Cow;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder};
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use signal_hook::consts::SIGINT;
+use uuid::Uuid;
+
+use super::target::{Embedded, Offline};
+use crate::control::{Answer, Failure, Request};
+use crate::hint::{FAILURE, Hinted};
+use crate::nodb::document::text;
+
+/// What stands for the copy's path among a command's words.
+const COPY: &str = "{}";
+/// Between the first two tries; doubled after each.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Change a controller under its lock: read, modify, commit
+///
+/// The lock is taken first and held until the commit, which is one as any other: validated, fenced,
+/// durable, and known to the cache. With a lock that somebody else holds, and when the controller
+/// changed all the same, it is tried again with a growing pause.
+///
+/// CMD is a filter, from stdin to stdout, or, if one of its words contains {}, a program that changes
+/// the file whose path {} stands for, such as an editor. If it fails, nothing is committed, and its
+/// exit status is passed on. Without CMD and --set: $VISUAL or $EDITOR.
+#[derive(Debug, Args)]
+pub struct EditArgs {
+    /// The controller, on a mount or not
+    file: PathBuf,
+    /// Set a field of the state, such as _start_year=1990 or a.b.0=null; dots lead into objects and
+    /// arrays, '\.' is a dot in a name. VALUE is JSON, or else taken as a string. May repeat
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+    /// How often to try, the first time included
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    tries: u32,
+    #[command(flatten)]
+    offline: Offline,
+    /// What changes the document
+    #[arg(last = true, value_name = "CMD", conflicts_with = "set")]
+    command: Vec<OsString>,
+}
+
+fn assignment(typed: &str) -> Result<(String, String), String> {
+    match typed.split_once('=') {
+        Some((field, value)) if !field.is_empty() => Ok((field.into(), text::value_of(value))),
+        _ => Err("expected FIELD=VALUE".into()),
+    }
+}
+
+/// What became of one try.
+enum Tried {
+    Committed,
+    Unchanged,
+    /// The command failed with this.
+    Failed(ExitStatus),
+}
+
+/// Changes the controller; the exit code is the failed command's.
+pub fn run(args: &EditArgs) -> Result<ExitCode> {
+    // once the lock is held, a ^C is for the command: when that has ended the lock is given back
+    let free = Arc::new(AtomicBool::new(true));
+    signal_hook::flag::register_conditional_default(SIGINT, free.clone())
+        .context("cannot catch signals")?;
+    let (mut tried, mut pause) = (1, PAUSE);
+    loop {
+        match once(args, &free) {
+            Ok(Tried::Committed) => return Ok(ExitCode::SUCCESS),
+            Ok(Tried::Unchanged) => {
+                eprintln!("Nothing changed");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Ok(Tried::Failed(status)) => {
+                eprintln!("Nothing was committed: the command failed ({status})");
+                return Ok(exit_code(status));
+            }
+            Err(error) if tried < args.tries && is_passing(&error) => {
+                eprintln!("{error:#}; trying again in {pause:?}");
+            }
+            Err(error) => return Err(error),
+        }
+        free.store(true, SeqCst);
+        thread::sleep(pause);
+        pause *= 2;
+        tried += 1;
+    }
+}
+
+/// As shells say it.
+pub fn exit_code(status: ExitStatus) -> ExitCode {
+    let signal = status.signal().map(|signal| 128 + signal);
+    let code = status.code().or(signal);
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    ExitCode::from(code.unwrap_or(FAILURE))
+}
+
+/// Whether the next try may succeed: the lock was held, or the controller changed.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref::<Failure>().and_then(|it| it.errno);
+    matches!(errno, Some(libc::EBUSY | libc::EAGAIN | libc::ESTALE))
+}
+
+fn once(args: &EditArgs, free: &AtomicBool) -> Result<Tried> {
+    let (mut client, path) = args.offline.reach(&args.file, Embedded::Fits)?;
+    client.send(&Request::Edit { path }, &[])?;
+    let Some((Answer::Locked, content)) = client.hear()? else {
+        bail!("the daemon's answer is none to the question");
+    };
+    free.store(false, SeqCst);
+    let changed = match change(args, &content)? {
+        Ok(changed) => changed,
+        Err(status) => return Ok(Tried::Failed(status)),
+    };
+    if changed == content {
+        return Ok(Tried::Unchanged);
+    }
+    client.send(&Request::Commit, &changed)?;
+    client.hear()?;
+    Ok(Tried::Committed)
+}
+
+/// What a document becomes, or the status of the command that failed.
+type Changed = Result<Vec<u8>, ExitStatus>;
+
+fn change(args: &EditArgs, content: &[u8]) -> Result<Changed> {
+    if !args.set.is_empty() {
+        let mut document = std::str::from_utf8(content)?.to_owned();
+        for (field, value) in &args.set {
+            document = text::set(&document, field, value)
+                .with_context(|| format!("cannot set {field}"))?;
+        }
+        return Ok(Ok(document.into_bytes()));
+    }
+    let command = match args.command.is_empty() {
+        true => editor(),
+        false => args.command.clone(),
+    };
+    match command.iter().any(|word| text_of(word).contains(COPY)) {
+        true => edit_copy(&args.file, &command, content),
+        false => filter(&command, content),
+    }
+}
+
+/// As git does it: the variable may hold arguments.
+fn editor() -> Vec<OsString> {
+    let mut set = ["VISUAL", "EDITOR"].into_iter().filter_map(env::var_os);
+    let editor = set.find(|editor| !editor.is_empty());
+    let mut script = editor.unwrap_or_else(|| "vi".into());
+    script.push(" \"$1\"");
+    vec!["sh".into(), "-c".into(), script, "sh".into(), COPY.into()]
+}
+
+/// A word of a command; bytes that are no UTF-8 come from nobody's keyboard.
+fn text_of(word: &OsStr) -> Cow<'_, str> {
+    word.to_string_lossy()
+}
+
+/// Runs a program on a copy that nobody else can read.
+fn edit_copy(file: &Path, command: &[OsString], content: &[u8]) -> Result<Changed> {
+    let dir = PrivateDir::new()?;
+    let copy = dir.0.join(file.file_name().unwrap_or(OsStr::new("copy")));
+    fs::write(&copy, content)?;
+    let path = copy.to_string_lossy();
+    let words = command
+        .iter()
+        .map(|word| text_of(word).replace(COPY, &path));
+    let words: Vec<_> = words.collect();
+    let mut program = Command::new(&words[0]);
+    let status = program.args(&words[1..]).status();
+    let status = status.with_context(|| cannot_run(&words[0]))?;
+    match status.success() {
+        true => Ok(Ok(fs::read(&copy).context("the copy is gone")?)),
+        false => Ok(Err(status)),
+    }
+}
+
+/// Runs a program that reads the document and writes what it is to be.
+fn filter(command: &[OsString], content: &[u8]) -> Result<Changed> {
+    let mut program = Command::new(&command[0]);
+    program
+        .args(&command[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = program
+        .spawn()
+        .with_context(|| cannot_run(&text_of(&command[0])))?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let mut changed = Vec::new();
+    thread::scope(|scope| {
+        // a filter need not read all of it, or anything
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(content)));
+        stdout
+            .map(|mut stdout| stdout.read_to_end(&mut changed))
+            .transpose()
+    })?;
+    let status = child.wait()?;
+    Ok(if status.success() {
+        Ok(changed)
+    } else {
+        Err(status)
+    })
+}
+
+fn cannot_run(program: &str) -> Hinted {
+    Hinted::failure(
+        format!("cannot run {program}"),
+        "is it installed, and in PATH?",
+    )
+}
+
+/// A directory of one's own, which goes with what is in it.
+struct PrivateDir(PathBuf);
+
+impl PrivateDir {
+    fn new() -> Result<Self> {
+        let path = env::temp_dir().join(format!("nodbfs-edit-{}", Uuid::new_v4().simple()));
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("Warning: {} stays: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What can be asked of a mount beside the mount: a daemon answers on a socket of its own, on
+//! threads of its own, so also when the mount is stuck. The same questions are answered without a
+//! mount by the asking process itself, over a source and a store ([`client`]).
+//!
+//! A conversation is a line of JSON each way, with bytes behind it where it says so ([`wire`]). Every
+//! request is answered by any number of answers and then by [`Answer::Done`] or [`Answer::Failed`].
+//! What is asked is done by one function, [`handle`], wherever it runs.
+
+pub mod cache;
+pub mod client;
+pub mod edit;
+pub mod find;
+pub mod locks;
+pub mod log;
+pub mod server;
+pub mod status;
+pub mod wire;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Errno, Error};
+use crate::fs::Fs;
+use crate::fs::credentials::Caller;
+use status::Status;
+use wire::Channel;
+
+/// What is asked. Paths are relative to the source.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Status,
+    /// Which directory is served.
+    Source,
+    Cache {
+        action: cache::Action,
+        path: String,
+    },
+    /// Locks a controller; [`Answer::Locked`] comes with its document.
+    Edit {
+        path: String,
+    },
+    /// What happened to controllers; with `follow`, also what will.
+    Log {
+        path: String,
+        follow: bool,
+    },
+    Publish {
+        path: String,
+        text: String,
+    },
+    /// How loud a run is to be; without `level` only said.
+    Level {
+        path: String,
+        level: Option<String>,
+    },
+    /// Comes with the document that the locked controller is to hold.
+    Commit,
+    /// The locks that are held: of a controller, of a run, or all.
+    Locks {
+        path: String,
+    },
+    /// Locks a controller until [`Request::Release`], or the peer's end.
+    Lock {
+        path: String,
+        /// Seconds after which it is let go at the latest.
+        ttl: Option<f64>,
+        label: Option<String>,
+    },
+    Release,
+    /// Gives a lock back that this mount took or, for a reason, takes it away from anybody.
+    Unlock {
+        path: String,
+        force: Option<String>,
+    },
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Status(Box<Status>),
+    Source(String),
+    Cache(Box<cache::Row>),
+    Locked,
+    Log(log::LogLine),
+    Level(log::RunLevel),
+    Lock(Box<locks::Row>),
+    /// Whether it was still held.
+    Released(bool),
+    /// The end of the answers.
+    Done,
+    /// The end of the answers: it could not be done.
+    Failed(Failure),
+}
+
+/// Why it could not be done.
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    pub what: String,
+    /// What a program would have been told by the mount.
+    pub errno: Option<i32>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    pub fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            errno: None,
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            what: error.to_string(),
+            errno: Some(error.errno().raw_os_error()),
+            hint: None,
+        }
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Error::Source(errno).into()
+    }
+}
+
+/// The connection broke: there is nobody left to tell, but the log is.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self {
+            what: format!("the conversation broke: {error}"),
+            errno: error.raw_os_error(),
+            hint: None,
+        }
+    }
+}
+
+/// What is known where questions are answered.
+#[derive(Debug)]
+pub struct Context {
+    /// Not kept alive: a mount that has ended has nothing to say.
+    fs: Weak<Fs>,
+    /// What is mounted, or worked on without a mount.
+    pub source: PathBuf,
+    /// `None`: no mount.
+    pub mountpoint: Option<PathBuf>,
+    pub read_only: bool,
+    pub started: Instant,
+}
+
+impl Context {
+    /// Of `fs`, since now.
+    pub fn new(
+        fs: &Arc<Fs>,
+        source: PathBuf,
+        mountpoint: Option<PathBuf>,
+        read_only: bool,
+    ) -> Self {
+        Self {
+            fs: Arc::downgrade(fs),
+            source,
+            mountpoint,
+            read_only,
+            started: Instant::now(),
+        }
+    }
+
+    /// The file system, for as long as an answer takes.
+    pub fn fs(&self) -> Result<Arc<Fs>, Failure> {
+        let ended = || Failure::new("the mount has ended", "mount it again");
+        self.fs.upgrade().ok_or_else(ended)
+    }
+}
+
+/// Somebody who asks.
+#[derive(Debug)]
+pub struct Peer<'a> {
+    pub channel: &'a mut Channel,
+    /// Who it is, as the kernel says.
+    pub caller: Caller,
+}
+
+impl Peer<'_> {
+    /// One answer of several.
+    pub fn tell(&mut self, answer: &Answer) -> Result<(), Failure> {
+        self.tell_with(answer, &[])
+    }
+
+    /// One answer, with bytes behind it.
+    pub fn tell_with(&mut self, answer: &Answer, body: &[u8]) -> Result<(), Failure> {
+        Ok(self.channel.send(answer, body)?)
+    }
+
+    /// What is asked next, in the middle of an answer; `None`: the peer has hung up.
+    pub fn hear(&mut self) -> Result<Option<(Request, Vec<u8>)>, Failure> {
+        Ok(self.channel.receive()?)
+    }
+
+    /// Whether nobody listens any more. Does not wait.
+    pub fn is_gone(&self) -> bool {
+        self.channel.is_over()
+    }
+}
+
+/// Does what `request` asks; the last answer is the caller's to send.
+pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Result<(), Failure> {
+    match request {
+        Request::Status => peer.tell(&Answer::Status(Box::new(status::of(context)?))),
+        Request::Source => peer.tell(&Answer::Source(
+            context.source.to_string_lossy().into_owned(),
+        )),
+        Request::Cache { action, path } => cache::act(context, peer, action, &path),
+        Request::Log { path, follow } => log::log(context, peer, &path, follow),
+        Request::Publish { path, text } => log::publish(context, peer, &path, &text),
+        Request::Level { path, level } => log::level(context, peer, &path, level.as_deref()),
+        Request::Edit { path } => edit::edit(context, peer, &path),
+        Request::Locks { path } => locks::list(context, peer, &path),
+        Request::Lock { path, ttl, label } => locks::lock(context, peer, &path, ttl, label),
+        Request::Unlock { path, force } => locks::unlock(context, peer, &path, force),
+        Request::Commit | Request::Release => {
+            Err(Failure::new("nothing is locked", "ask for an edit first"))
+        }
+    }
+}

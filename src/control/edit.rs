@@ -1,0 +1,26 @@
+//! `edit`: a read-modify-write under the lock. The asking end changes the document; this end locks,
+//! hands it out, and commits what comes back.
+
+use super::{Answer, Context, Failure, Peer, Request};
+use crate::error::{Errno, Error};
+use crate::nodb::lock::Asking;
+
+/// Locks the controller, sends its document, and commits the one that comes back as
+/// [`Request::Commit`]; a peer that hangs up wants none.
+pub fn edit(context: &Context, peer: &mut Peer<'_>, path: &str) -> Result<(), Failure> {
+    let fs = context.fs()?;
+    if context.read_only {
+        return Err(Error::ReadOnlyMount.into());
+    }
+    let named = context.find_one(path)?;
+    let transaction = fs
+        .nodb()
+        .begin(&named.controller, Asking::by(peer.caller))?;
+    let content = transaction.content()?.clone();
+    peer.tell_with(&Answer::Locked, &content)?;
+    match peer.hear()? {
+        Some((Request::Commit, body)) => Ok(transaction.commit(body)?),
+        None => Ok(()),
+        Some(_) => Err(Errno::INVAL.into()),
+    }
+}

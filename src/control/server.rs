@@ -1,0 +1,228 @@
+//! The answering end: the daemon's socket, and who may ask.
+//!
+//! The socket has an abstract name made of the mount's device number, like the one by which
+//! `umount` waits ([`presence`](crate::mount::presence)): nothing is left on disk after a crash. The
+//! daemon's own user and root may ask; others work with the files on the mount, where every file's
+//! own permissions count.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use tracing::{debug, warn};
+
+use super::wire::Channel;
+use super::{Answer, Context, Failure, Peer, handle};
+use crate::fs::credentials::Caller;
+
+/// How many may ask at the same time: some only listen, for hours.
+const MOST: usize = 64;
+
+/// How often a name that is taken is tried again: by a daemon that has not quite ended.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the end of a mount waits for conversations that are under way.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Where the daemon of the mount with this device number answers.
+pub fn address((major, minor): (u32, u32)) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("nodbfs-control-{major}:{minor}"))
+}
+
+/// A daemon's answering end. Dropped, it hangs up on everybody and takes no more questions.
+#[derive(Debug)]
+pub struct Server(Arc<Shared>);
+
+/// Lock order: `open` is taken alone, and held across nothing that can wait.
+#[derive(Debug, Default)]
+struct Shared {
+    ended: AtomicBool,
+    open: Mutex<Open>,
+    closed: Condvar,
+}
+
+/// The conversations under way.
+#[derive(Debug, Default)]
+struct Open {
+    streams: HashMap<u64, UnixStream>,
+    opened: u64,
+}
+
+impl Server {
+    /// Answers for the mount with the device number `dev`, on threads of its own.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn start(dev: (u32, u32), context: Arc<Context>) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let server = Self(shared.clone());
+        let listener = bind(dev);
+        let thread = thread::Builder::new().name("nodbfs-control".to_owned());
+        thread.spawn(move || shared.listen(listener, dev, &context))?;
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Relaxed);
+        let deadline = Instant::now() + DRAIN;
+        let mut open = self.0.open.lock();
+        for stream in open.streams.values() {
+            // whoever has hung up already is as good
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        while !open.streams.is_empty() {
+            if self.0.closed.wait_until(&mut open, deadline).timed_out() {
+                return debug!("conversations end with the process");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn listen(
+        self: Arc<Self>,
+        mut listener: Option<UnixListener>,
+        dev: (u32, u32),
+        context: &Arc<Context>,
+    ) {
+        let listener = loop {
+            if self.ended.load(Relaxed) {
+                return;
+            }
+            if let Some(listener) = listener {
+                break listener;
+            }
+            thread::sleep(AGAIN);
+            listener = bind(dev);
+        };
+        for stream in listener.incoming() {
+            if self.ended.load(Relaxed) {
+                return;
+            }
+            match stream {
+                Ok(stream) => self.accept(stream, context),
+                Err(error) => {
+                    warn!(%error, "a question could not be taken");
+                    // out of descriptors, perhaps
+                    thread::sleep(AGAIN);
+                }
+            }
+        }
+    }
+
+    fn accept(self: &Arc<Self>, stream: UnixStream, context: &Arc<Context>) {
+        let Ok(known) = stream.try_clone() else {
+            return;
+        };
+        let (shared, context) = (self.clone(), context.clone());
+        let refusal = match self.enter(known) {
+            Ok(id) => {
+                let talk = move || {
+                    converse(stream, &context);
+                    shared.leave(id);
+                };
+                let thread = thread::Builder::new().name("nodbfs-answer".to_owned());
+                if thread.spawn(talk).is_err() {
+                    self.leave(id);
+                }
+                return;
+            }
+            Err(refusal) => refusal,
+        };
+        // the message fits into the socket's buffer, so nobody is waited for
+        let told = Channel::new(stream, 0)
+            .and_then(|mut channel| channel.send(&Answer::Failed(refusal), &[]));
+        if let Err(error) = told {
+            debug!(%error, "refused, and not told");
+        }
+    }
+
+    fn enter(&self, stream: UnixStream) -> Result<u64, Failure> {
+        let caller = caller(&stream)?;
+        if ![0, geteuid().as_raw()].contains(&caller.uid) {
+            return Err(Failure::new(
+                "only the user who mounted it and root may ask this daemon",
+                "ask as that user; the files on the mount answer to whoever may read them",
+            ));
+        }
+        let mut open = self.open.lock();
+        if open.streams.len() == MOST {
+            return Err(Failure::new(
+                format!("{MOST} conversations are under way already"),
+                "end one of them, such as a 'nodbfs log -f'",
+            ));
+        }
+        open.opened += 1;
+        let id = open.opened;
+        open.streams.insert(id, stream);
+        Ok(id)
+    }
+
+    fn leave(&self, id: u64) {
+        self.open.lock().streams.remove(&id);
+        self.closed.notify_all();
+    }
+}
+
+fn bind(dev: (u32, u32)) -> Option<UnixListener> {
+    address(dev)
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .inspect_err(|error| debug!(%error, "no control socket yet"))
+        .ok()
+}
+
+/// Who is at the other end, as it was when it connected.
+fn caller(stream: &UnixStream) -> io::Result<Caller> {
+    let peer = socket_peercred(stream)?;
+    Ok(Caller {
+        uid: peer.uid.as_raw(),
+        gid: peer.gid.as_raw(),
+        tid: peer.pid.as_raw_nonzero().get() as u32,
+    })
+}
+
+/// Answers whatever is asked over `stream` until the other end hangs up.
+pub fn converse(stream: UnixStream, context: &Context) {
+    if let Err(error) = answer_all(stream, context) {
+        debug!(%error, "a conversation broke");
+    }
+}
+
+fn answer_all(stream: UnixStream, context: &Context) -> io::Result<()> {
+    let caller = caller(&stream)?;
+    let max_payload = context.fs().map_or(0, |fs| fs.nodb().max_payload());
+    let mut channel = Channel::new(stream, max_payload)?;
+    loop {
+        let (request, _) = match channel.receive() {
+            Ok(Some(asked)) => asked,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let refusal = Failure::new(
+                    format!("not understood: {error}"),
+                    "is the daemon of another release? Mount again",
+                );
+                return channel.send(&Answer::Failed(refusal), &[]);
+            }
+        };
+        let mut peer = Peer {
+            channel: &mut channel,
+            caller,
+        };
+        let last = match handle(context, &mut peer, request) {
+            Ok(()) => Answer::Done,
+            Err(failure) => Answer::Failed(failure),
+        };
+        channel.send(&last, &[])?;
+    }
+}

@@ -1,0 +1,253 @@
+//! Sessions, as `setsid(2)` makes them: what a lock lives by that a process left behind. A session
+//! lives while any process of it does; its number belongs to nobody else for as long.
+
+use std::fs;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// How far up a caller's ancestors are looked for: deeper trees than people build.
+const GENERATIONS: usize = 64;
+
+/// One session, told from any later one that gets its number.
+#[derive(Debug)]
+pub struct Session {
+    /// Its number, as the daemon sees it.
+    pub sid: u32,
+    /// The process that made it; none if that had ended before.
+    leader: Option<Living>,
+}
+
+impl Session {
+    /// The session of the thread `tid`. `None`: it is gone, or the daemon sees the thread or its
+    /// session not at all, for they live outside its pid namespace.
+    pub fn of(tid: u32) -> Option<Self> {
+        let sid = Process::read(tid)?.session;
+        if sid == 0 {
+            return None;
+        }
+        let session = Self {
+            sid,
+            leader: Living::open(sid),
+        };
+        // not another one's that got the number between the two looks
+        (Process::read(tid)?.session == sid && session.lives()).then_some(session)
+    }
+
+    /// Whether the thread `tid` belongs to the session, or descends from a process that does: the
+    /// children of a session may have made sessions of their own.
+    pub fn includes(&self, tid: u32) -> bool {
+        let of_it = |process: &Process| process.session == self.sid;
+        lineage(tid).any(|(_, process)| of_it(&process)) && self.lives()
+    }
+
+    /// Whether any process of the session is left.
+    pub fn lives(&self) -> bool {
+        if self.leader.as_ref().is_some_and(Living::lives) {
+            return true;
+        }
+        // a number is given away again only when the session that bears it is over
+        let started = self.leader.as_ref().map(|leader| leader.started);
+        let bearer = Process::read(self.sid).filter(|process| !process.is_dead);
+        if bearer.is_some_and(|process| Some(process.started) != started) {
+            return false;
+        }
+        let Ok(all) = fs::read_dir("/proc") else {
+            return false;
+        };
+        let numbers = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut processes = numbers.filter_map(Process::read);
+        processes.any(|process| process.session == self.sid && !process.is_dead)
+    }
+
+    /// Becomes readable when the leader ends; `None`: it has ended.
+    pub fn leader(&self) -> Option<BorrowedFd<'_>> {
+        let leader = self.leader.as_ref().filter(|leader| leader.lives())?;
+        Some(leader.fd.as_fd())
+    }
+}
+
+/// A process, told from any later one that gets its number.
+#[derive(Debug)]
+pub struct Living {
+    pid: u32,
+    fd: OwnedFd,
+    /// In clock ticks since the machine started.
+    started: u64,
+}
+
+impl Living {
+    /// The process `pid`, if it has not ended.
+    pub fn open(pid: u32) -> Option<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+        let started = Process::read(pid)?.started;
+        let process = Self { pid, fd, started };
+        process.lives().then_some(process)
+    }
+
+    /// Whether it has not ended; one that nobody has waited for has.
+    pub fn lives(&self) -> bool {
+        let mut ended = [PollFd::new(&self.fd, PollFlags::IN)];
+        matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
+    }
+
+    /// Whether the process `pid` is this one or descends from it.
+    pub fn begot(&self, pid: u32) -> bool {
+        lineage(pid).any(|(pid, _)| pid == self.pid) && self.lives()
+    }
+}
+
+/// A thread and the processes it descends from, but for the first: everything descends from that.
+fn lineage(tid: u32) -> impl Iterator<Item = (u32, Process)> {
+    let read = |tid| Some((tid, Process::read(tid)?));
+    let above = move |(_, process): &(u32, Process)| {
+        let parent = process.parent;
+        (parent > 1).then(|| read(parent)).flatten()
+    };
+    std::iter::successors(read(tid), above).take(GENERATIONS)
+}
+
+/// What `/proc/<tid>/stat` says of a thread.
+struct Process {
+    is_dead: bool,
+    parent: u32,
+    session: u32,
+    started: u64,
+}
+
+impl Process {
+    fn read(tid: u32) -> Option<Self> {
+        if tid == 0 {
+            return None;
+        }
+        Self::parse(&fs::read_to_string(format!("/proc/{tid}/stat")).ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // the command's name, in brackets, may hold anything, brackets too
+        let (_, rest) = stat.rsplit_once(')')?;
+        let fields: Vec<_> = rest.split_whitespace().collect();
+        Some(Self {
+            is_dead: matches!(*fields.first()?, "Z" | "X"),
+            parent: fields.get(1)?.parse().ok()?,
+            session: fields.get(3)?.parse().ok()?,
+            started: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
+/// The name of a process's program, as far as it can be known.
+pub fn command_of(process: u32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{process}/comm")).ok()?;
+    Some(name.trim_end_matches('\n').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    fn own() -> u32 {
+        std::process::id()
+    }
+
+    /// `setsid sh` that says the number of a child of its own, and ends when its input does.
+    fn session_of_two() -> (Child, u32) {
+        let mut shell = Command::new("setsid")
+            .args([
+                "sh",
+                "-c",
+                "exec 3<&0; cat <&3 >/dev/null & echo $!; read line",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while shell.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+            said.push(byte[0]);
+        }
+        (shell, String::from_utf8(said).unwrap().parse().unwrap())
+    }
+
+    #[test]
+    fn the_test_is_in_its_own_session_and_nobody_is_in_none() {
+        let session = Session::of(own()).unwrap();
+        assert!(session.includes(own()) && session.lives());
+        assert!(Session::of(0).is_none() && !session.includes(0));
+        assert!(Session::of(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn a_command_may_be_called_anything() {
+        let stat = "17 (a) Z 1 2 (b) S 4 17 23 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 99887 0 0";
+        let process = Process::parse(stat).unwrap();
+        assert_eq!((process.parent, process.session), (4, 23));
+        assert_eq!((process.started, process.is_dead), (99887, false));
+        assert!(Process::parse("17 (x").is_none());
+    }
+
+    #[test]
+    fn a_session_outlives_its_leader_and_no_longer_than_its_last_process() {
+        let (mut shell, child) = session_of_two();
+        let session = Session::of(child).unwrap();
+        assert_eq!(session.sid, shell.id());
+        assert!(session.leader().is_some() && session.includes(child));
+        // its maker's session includes it, and not the other way round
+        assert!(Session::of(own()).unwrap().includes(child));
+        assert!(!session.includes(own()));
+        shell.kill().unwrap();
+        // not waited for: a leader that nobody has reaped is as dead
+        while session.leader().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(session.lives() && session.includes(child));
+        // what is said of a session whose leader is gone already
+        let late = Session::of(child).unwrap();
+        assert!(late.leader().is_none() && late.lives());
+        let pid = Pid::from_raw(child as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let start = std::time::Instant::now();
+        while session.lives() || late.lives() {
+            assert!(start.elapsed().as_secs() < 60, "it never ends");
+        }
+        shell.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_begot_itself_and_its_children() {
+        let this = Living::open(own()).unwrap();
+        let (mut shell, child) = session_of_two();
+        assert!(this.begot(own()) && this.begot(child));
+        let maker = Living::open(shell.id()).unwrap();
+        assert!(maker.begot(child) && !maker.begot(own()));
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        assert!(!maker.begot(child) && Living::open(0).is_none());
+    }
+
+    #[test]
+    fn a_session_that_got_the_number_of_an_old_one_is_another() {
+        let (mut shell, child) = session_of_two();
+        let mut session = Session::of(child).unwrap();
+        let mut dead = Command::new("true").spawn().unwrap();
+        let fd = pidfd_open(Pid::from_child(&dead), PidfdFlags::empty()).unwrap();
+        dead.wait().unwrap();
+        // as if the number had been that of one whose leader started earlier and has ended
+        session.leader = Some(Living {
+            pid: session.sid,
+            fd,
+            started: 1,
+        });
+        assert!(!session.lives() && !session.includes(child));
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        let pid = Pid::from_raw(child as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+}

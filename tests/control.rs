@@ -1,0 +1,291 @@
+//! What a daemon answers beside its mount: who may ask, how it is, and that it answers when the mount
+//! is stuck.
+
+#[path = "common/bindfs.rs"]
+mod bindfs;
+mod common;
+#[path = "common/site.rs"]
+mod site;
+#[path = "common/tracer.rs"]
+mod tracer;
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use bindfs::Bindfs;
+use common::command::nodbfs;
+use common::mount::Mount;
+use common::redis::RedisServer;
+use serde_json::Value;
+use site::{Site, document, eventually, save, within};
+use tracer::is_root;
+
+fn words<'a>(args: &[&'a str], path: &'a Path) -> Vec<&'a str> {
+    let mut words = args.to_vec();
+    words.push(path.to_str().unwrap());
+    words
+}
+
+/// What the daemon of the mount on which `path` lies says of itself.
+fn status(path: &Path) -> Value {
+    let ended = nodbfs(&words(&["status", "--json"], path));
+    let mut all = ended.json();
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+    all[0].take()
+}
+
+/// One operation, call or event of a status.
+fn line<'a>(status: &'a Value, kind: &str, name: &str) -> &'a Value {
+    let lines = status["status"][kind].as_array().unwrap();
+    let line = lines.iter().find(|line| line["name"] == name);
+    line.unwrap_or_else(|| panic!("no {name} in {status}"))
+}
+
+/// The name of the mount's control socket.
+fn name(at: &Path) -> String {
+    let dev = fs::metadata(at).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    format!("nodbfs-control-{major}:{minor}")
+}
+
+fn connect(name: &str) -> UnixStream {
+    UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap()
+}
+
+#[test]
+fn a_mount_says_how_it_is_and_what_it_did() {
+    let site = Site::new(&[]);
+    let at = site.at("wepp.nodb");
+    assert_eq!(save(&at, &document("wepp", 1)), Ok(()));
+    fs::read(&at).unwrap();
+    assert_eq!(save(&at, "{"), Err(libc::EBADMSG));
+    let mut writer = OpenOptions::new()
+        .append(true)
+        .open(site.at("soils.nodb"))
+        .unwrap();
+
+    let said = status(&at);
+    assert_eq!(said["mountpoint"], site.mount.path().to_str().unwrap());
+    let inside = &said["status"];
+    assert_eq!(inside["pid"], site.mount.pid());
+    assert_eq!(
+        inside["source"],
+        site.on_disk("").to_str().unwrap().trim_end_matches('/')
+    );
+    assert_eq!(inside["store"]["name"], site.redis.url());
+    assert_eq!(inside["store"]["error"], Value::Null);
+    let controllers = &inside["controllers"];
+    assert_eq!(controllers["writers"][0]["path"], "soils.nodb");
+    assert_eq!(controllers["writers"][0]["pid"], std::process::id());
+    assert_eq!(controllers["locks"][0]["lock"], "nodb-lock:run:soils.nodb");
+    assert_eq!(controllers["locks"].as_array().unwrap().len(), 1);
+    assert_eq!(controllers["debts"], 0);
+    assert_eq!(
+        (&inside["events"]["commit"], &inside["events"]["refusal"]),
+        (&1.into(), &1.into())
+    );
+    assert!(inside["process"]["memory"].as_u64().unwrap() > 1 << 20);
+    let written = line(&said, "operations", "write");
+    assert_eq!(written["count"], 2);
+    let times = ["p50", "p99", "mean"].map(|time| written[time].as_f64().unwrap());
+    assert!(
+        times.iter().all(|time| *time > 0.0) && times[0] <= times[1],
+        "{written}"
+    );
+    assert!(line(&said, "store_calls", "acquire lock")["count"].as_u64() >= Some(3));
+
+    // the tables say the same
+    let all = nodbfs(&words(&["status"], &at)).ok();
+    for words in [
+        "serving",
+        "nodb-lock:run:soils.nodb",
+        "OPERATION",
+        "STORE CALL",
+    ] {
+        assert!(all.contains(words), "{all}");
+    }
+    let table = nodbfs(&["status"]).ok();
+    let own = table
+        .lines()
+        .find(|line| line.starts_with(site.mount.path().to_str().unwrap()));
+    assert!(own.is_some_and(|line| line.contains("serving")), "{table}");
+    writer.write_all(b" ").unwrap();
+}
+
+#[test]
+fn a_store_that_is_away_and_debts_show() {
+    let mut site = Site::new(&["--lock-wait", "100ms"]);
+    site.redis.kill();
+    let said = status(site.mount.path());
+    let error = said["status"]["store"]["error"].as_str().unwrap();
+    assert!(error.contains("refused"), "{said}");
+    // an entry of a controller that moves away must go as soon as the store is back
+    fs::create_dir(site.on_disk("dir")).unwrap();
+    fs::write(site.on_disk("dir/x.nodb"), "{}").unwrap();
+    fs::rename(site.at("dir"), site.at("moved")).unwrap();
+    let debts = |said: Value| said["status"]["controllers"]["debts"].as_u64().unwrap();
+    eventually("a debt shows", || debts(status(site.mount.path())) == 1);
+    site.redis.restart();
+    eventually("it is paid", || {
+        let said = status(site.mount.path());
+        said["status"]["events"]["debt paid"] == 1 && debts(said) == 0
+    });
+}
+
+/// Everything on the mount hangs, looks at it too; its daemon still says how it is.
+#[test]
+fn a_stuck_mount_answers() {
+    if !is_root() {
+        return;
+    }
+    let redis = RedisServer::start();
+    let source = Bindfs::new();
+    fs::write(source.path().join("wepp.nodb"), document("wepp", 0)).unwrap();
+    let mount = Mount::builder(source.path()).redis(&redis.url()).start();
+    let at = mount.path().join("wepp.nodb");
+    assert_eq!(save(&at, &document("wepp", 1)), Ok(()));
+    let stopped = source.stop();
+    let stuck: Vec<_> = (0..6)
+        .map(|n| {
+            let (at, dir) = (at.clone(), mount.path().to_owned());
+            thread::spawn(move || match n {
+                0 => drop(save(&at, &document("wepp", 2))),
+                1 => drop(fs::read(at)),
+                _ => drop(fs::read_dir(dir.join("sub"))),
+            })
+        })
+        .collect();
+    eventually("a look hangs", || {
+        let dir = mount.path().to_owned();
+        let (tell, told) = std::sync::mpsc::channel();
+        thread::spawn(move || tell.send(fs::metadata(dir.join("nothing")).is_ok()));
+        told.recv_timeout(std::time::Duration::from_millis(200))
+            .is_err()
+    });
+
+    let said = status(&at);
+    assert_eq!(said["status"]["pid"], mount.pid());
+    assert_eq!(said["status"]["events"]["commit"], 1);
+    assert!(nodbfs(&words(&["status"], &mount.path().join("no/such/file"))).code == Some(0));
+    drop(stopped);
+    for stuck in stuck {
+        stuck.join().unwrap();
+    }
+}
+
+#[test]
+fn nobody_answers_for_what_is_not_mounted_or_has_crashed() {
+    let site = Site::new(&[]);
+    let refused = nodbfs(&words(&["status"], &site.on_disk("wepp.nodb"))).failed(1);
+    assert!(refused.contains("lies on no mount"), "{refused}");
+    let mut site = site;
+    site.mount.crash();
+    let said = status(site.mount.path());
+    assert_eq!(said["status"], Value::Null);
+    assert!(
+        said["error"].as_str().unwrap().starts_with("no answer"),
+        "{said}"
+    );
+}
+
+#[test]
+fn only_the_daemons_user_and_root_may_ask() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&["--allow-other"]);
+    let ask = format!(
+        "import socket\n\
+         s = socket.socket(socket.AF_UNIX)\n\
+         s.connect('\\0{}')\n\
+         try: s.sendall(b'{{\"version\":1,\"say\":\"status\"}}\\n')\n\
+         except BrokenPipeError: pass\n\
+         print(s.makefile().readline())",
+        name(site.mount.path())
+    );
+    let asked_as = |uid: &str| {
+        let mut command = Command::new("setpriv");
+        // that of others, not of root
+        command.env("PATH", "/usr/bin:/bin");
+        command.args(["--reuid", uid, "--regid", uid, "--clear-groups"]);
+        let output = command.args(["python3", "-c", &ask]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = asked_as("65534");
+    assert!(
+        said.contains("only the user who mounted it and root"),
+        "{said}"
+    );
+    assert!(asked_as("0").contains("\"status\":{"));
+}
+
+#[test]
+fn what_is_no_question_is_answered_and_harms_nobody() {
+    let site = Site::new(&[]);
+    let name = name(site.mount.path());
+    let answer = |sent: &[u8]| {
+        let mut stream = connect(&name);
+        stream.write_all(sent).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        said
+    };
+    for sent in [
+        &b"garbage\n"[..],
+        b"\xff\xfe\n",
+        b"{}\n",
+        b"{\"version\":1,\"say\":\"no such thing\"}\n",
+        b"{\"version\":99,\"say\":\"status\"}\n",
+        b"{\"version\":1,\"bytes\":1e30,\"say\":\"status\"}\n",
+        b"{\"version\":1,\"bytes\":99999999999,\"say\":\"status\"}\n",
+        b"{\"version\":1,\"bytes\":10,\"say\":\"status\"}\nshort",
+        b"no end of a line",
+    ] {
+        let said = answer(sent);
+        assert!(
+            said.contains("not understood"),
+            "{:?}: {said}",
+            String::from_utf8_lossy(sent)
+        );
+    }
+    assert_eq!(answer(b""), "");
+    assert!(answer(b"{\"version\":1,\"say\":\"commit\"}\n").contains("nothing is locked"));
+    for path in [
+        "../../etc/x.nodb",
+        "/etc/x.nodb",
+        "no/x.nodb",
+        "wepp.nodb/x.nodb",
+    ] {
+        let asked = format!("{{\"version\":1,\"say\":{{\"edit\":{{\"path\":{path:?}}}}}}}\n");
+        let said = answer(asked.as_bytes());
+        assert!(said.contains("failed"), "{path}: {said}");
+    }
+    assert_eq!(status(site.mount.path())["status"]["pid"], site.mount.pid());
+}
+
+#[test]
+fn too_many_conversations_are_refused_until_one_ends() {
+    let site = Site::new(&[]);
+    let name = name(site.mount.path());
+    let mut open: Vec<_> = (0..64).map(|_| connect(&name)).collect();
+    let one_more = within("an answer", move || {
+        let mut said = String::new();
+        BufReader::new(connect(&name)).read_line(&mut said).unwrap();
+        said
+    });
+    assert!(one_more.contains("64 conversations"), "{one_more}");
+    open.truncate(60);
+    eventually("there is room again", || {
+        nodbfs(&words(&["status"], site.mount.path()))
+            .out
+            .contains("serving")
+    });
+}
