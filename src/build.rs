@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::control::Context;
 use crate::counters;
 use crate::fs::Fs;
-use crate::fs::inode::Inodes;
+use crate::fs::inodes::Inodes;
 use crate::fs::plain::Plain;
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
@@ -41,18 +41,6 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let stacked = fstatfs(&root).is_ok_and(|fs| fs.f_type == OVERLAYFS);
     let notices = Arc::new(Notices::default());
     let Offline { fs, claimed } = controllers(config, source, notices.clone())?;
-    let tidied = Arc::downgrade(&fs);
-    thread::Builder::new()
-        .name("nodbfs-tidy".to_owned())
-        .spawn(move || {
-            while let Some(fs) = tidied.upgrade() {
-                fs.nodb().tidy();
-                counters::sample();
-                drop(fs);
-                thread::sleep(TIDY);
-            }
-        })
-        .context("cannot start a thread")?;
     let (from, at) = (config.source.clone(), config.mountpoint.clone());
     let control = Context::new(&fs, from, Some(at), config.read_only);
     let filesystem =
@@ -72,6 +60,19 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
 pub struct Offline {
     pub fs: Arc<Fs>,
     claimed: Option<ClaimedSource>,
+}
+
+impl Offline {
+    /// Pays what can be paid, and waits until what was replaced is removed.
+    pub fn end(self) {
+        self.fs.nodb().tidy();
+        let mut fs = self.fs;
+        // its drop waits for the removal; the thread that tidies may be at it
+        while let Err(shared) = Arc::try_unwrap(fs) {
+            fs = shared;
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// The files of `source` for this process alone, with the store that `config` describes.
@@ -126,6 +127,18 @@ fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Resu
     let nodb = Nodb::new(plain.clone(), store.into_store(), kernel, settings)
         .context("cannot start a thread")?;
     let fs = Arc::new(Fs::new(plain, nodb, config.plain_ttl));
+    let tidied = Arc::downgrade(&fs);
+    thread::Builder::new()
+        .name("nodbfs-tidy".to_owned())
+        .spawn(move || {
+            while let Some(fs) = tidied.upgrade() {
+                fs.nodb().tidy();
+                counters::sample();
+                drop(fs);
+                thread::sleep(TIDY);
+            }
+        })
+        .context("cannot start a thread")?;
     Ok(Offline { fs, claimed })
 }
 

@@ -7,6 +7,7 @@ mod data;
 pub mod flush;
 pub mod handle;
 pub mod inode;
+pub mod inodes;
 pub mod local;
 pub mod lockfile;
 pub mod logfile;
@@ -115,13 +116,14 @@ impl Fs {
     /// renamed onto a controller's name.
     fn became(&self, inode: &Inode) -> Option<Arc<Controller>> {
         // asked of the inode, not of the file: that may have been replaced already
-        let regular = inode.ident.format == libc::S_IFREG;
-        let place = inode.places().into_iter().next()?;
-        (regular && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
+        if inode.ident.format != libc::S_IFREG || !inode.is_named(is_controller)? {
+            return None;
+        }
+        Some(self.nodb.controllers.at(&inode.place()?))
     }
 
     fn plain_entry(&self, name: &OsStr, inode: &Inode, attr: Attr) -> Entry {
-        inode.pages.told(&attr);
+        inode.told.tell(&attr);
         // a symlink may become a regular file, and the kernel takes what it knows of a dump's name along
         let ttl = if is_controller(name) || is_dump(name) {
             self.nodb.settled_name_ttl()
@@ -135,7 +137,7 @@ impl Fs {
     /// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
     /// the lower file changes its times.
     fn plain_attr_ttl(&self, inode: &Inode, attr: &Attr) -> Duration {
-        if attr.is_set_id() || inode.may_be_mapped() || inode.pages.are_written() {
+        if attr.is_set_id() || inode.changes_unheard() {
             Duration::ZERO
         } else {
             self.plain_ttl
@@ -188,7 +190,7 @@ impl Fs {
                     }
                     (attr, _) => attr?,
                 };
-                inode.pages.told(&attr);
+                inode.told.tell(&attr);
                 Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) => {
@@ -204,10 +206,7 @@ impl Fs {
     /// Whether changing the attributes of `id` may wait.
     pub fn setattr_may_wait(&self, id: u64) -> bool {
         match self.plain.inodes.get(id) {
-            Ok(Node::Plain(inode)) => inode
-                .places()
-                .first()
-                .is_some_and(|place| is_controller(&place.name)),
+            Ok(Node::Plain(inode)) => inode.is_named(is_controller) == Some(true),
             Ok(Node::Generation(_) | Node::Lock(_)) => true,
             Ok(Node::Staging(_) | Node::Log(_)) | Err(_) => false,
         }
@@ -231,7 +230,7 @@ impl Fs {
                     return Ok((attr, Duration::ZERO));
                 }
                 let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
-                inode.pages.told(&attr);
+                inode.told.tell(&attr);
                 Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {

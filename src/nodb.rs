@@ -151,6 +151,7 @@ impl Nodb {
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));
         self.debts.pay();
+        self.plain.inodes.shrink();
     }
 
     /// How long the kernel may remember where the controller's name leads. To be asked before the look at

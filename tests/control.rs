@@ -15,7 +15,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use bindfs::Bindfs;
@@ -191,6 +191,51 @@ fn nobody_answers_for_what_is_not_mounted_or_has_crashed() {
     assert_eq!(said["status"], Value::Null);
     assert!(
         said["error"].as_str().unwrap().starts_with("no answer"),
+        "{said}"
+    );
+}
+
+/// Kills what it started when it is dropped.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn whoever_answers_in_a_dead_daemons_place_is_not_believed() {
+    if !is_root() {
+        return;
+    }
+    let mut site = Site::new(&[]);
+    let name = name(site.mount.path());
+    site.mount.crash();
+    let listen = format!(
+        "import socket\n\
+         s = socket.socket(socket.AF_UNIX)\n\
+         s.bind('\\0{name}')\n\
+         s.listen()\n\
+         print('listening', flush=True)\n\
+         while True: s.accept()"
+    );
+    let mut somebody = Command::new("setpriv");
+    somebody.env("PATH", "/usr/bin:/bin");
+    somebody.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    somebody
+        .args(["python3", "-c", &listen])
+        .stdout(Stdio::piped());
+    let mut somebody = Started(somebody.spawn().unwrap());
+    let mut said = String::new();
+    let stdout = somebody.0.stdout.take().unwrap();
+    BufReader::new(stdout).read_line(&mut said).unwrap();
+    assert_eq!(said, "listening\n");
+    let said = status(site.mount.path());
+    let error = said["error"].as_str().unwrap();
+    assert!(
+        error.contains("user 65534, who has not mounted it"),
         "{said}"
     );
 }

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::thread;
 
+use nodbfs::nodb::lock::NEWS;
 use rustix::process::Signal;
 use site::{Site, call, document, eventually, save, within};
 use tracer::{Tracer, is_root};
@@ -218,6 +219,8 @@ fn redis_away_between_lock_and_commit() {
     let again = writer.try_clone().unwrap();
     site.redis.cmd(&["SAVE"]);
     site.redis.kill();
+    // until then what Redis said of the lock counts
+    thread::sleep(2 * NEWS);
     let text = document(NAME, 2);
     let said = call("a commit", move || site::write(writer, &text));
     assert_eq!(said, Err(libc::ENOLCK));

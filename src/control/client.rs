@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::net::sockopt::socket_peercred;
 
 use super::server::{address, converse};
 use super::wire::Channel;
@@ -44,6 +45,11 @@ impl Client {
                 "has it crashed, or does it run in another network namespace?",
             )
         })?;
+        // anybody can take the name of a mount that is not answered for
+        let answers = socket_peercred(&stream)?.uid.as_raw();
+        if ![Some(0), mounted.owner].contains(&Some(answers)) {
+            bail!("user {answers}, who has not mounted it, answers in the daemon's place");
+        }
         Ok(Self {
             channel: Channel::new(stream, u64::MAX)?,
             here: None,
@@ -64,8 +70,7 @@ impl Client {
         let context = Context::new(&built.fs, config.source.clone(), None, config.read_only);
         let answer = move || {
             converse(answering, &context);
-            // what the cache could not be told, it perhaps can be now
-            built.fs.nodb().tidy();
+            built.end();
         };
         let thread = thread::Builder::new().name("nodbfs-answer".to_owned());
         let here = thread.spawn(answer).context("cannot start a thread")?;
@@ -239,6 +244,7 @@ mod tests {
             at: at.to_owned(),
             kind: kind.to_owned(),
             source: String::new(),
+            owner: None,
         }
     }
 

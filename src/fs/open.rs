@@ -39,10 +39,7 @@ impl Fs {
                 Some(hot.map(|payload| self.reader(payload)))
             }
             Ok(Node::Plain(inode)) => {
-                let plain = inode
-                    .places()
-                    .first()
-                    .is_none_or(|place| !is_controller(&place.name));
+                let plain = inode.is_named(is_controller) != Some(true);
                 plain.then(|| self.open_plain(&inode, flags, caller))
             }
             Ok(Node::Staging(staging))

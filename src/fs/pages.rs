@@ -2,10 +2,8 @@
 //! where files are small. Its own must be right: of the state that the file is in when it is opened.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
-
-use parking_lot::Mutex;
 
 use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::{Inode, maps};
@@ -29,33 +27,35 @@ impl Seen {
     }
 }
 
-/// What the kernel knows of a file's content.
+/// The state of a file whose attributes the kernel was told last; 0: none.
 #[derive(Debug, Default)]
-pub struct Pages {
-    /// The state whose attributes it was told last; 0: none.
-    told: AtomicU64,
-    /// Who writes through them.
-    writers: AtomicU32,
-    kept: Mutex<Kept>,
-}
+pub struct Told(AtomicU64);
 
-/// The state that its pages are of.
-#[derive(Debug, Default)]
-struct Kept {
-    of: Option<Seen>,
-    /// It has dropped the pages of any state before: since it was told to, it has closed the file.
-    confirmed: bool,
-}
-
-impl Pages {
-    /// The kernel is about to be told the attributes.
-    pub fn told(&self, attr: &Attr) {
-        self.told.store(Seen::new(attr).0, Relaxed);
+impl Told {
+    /// The kernel is about to be told these.
+    pub fn tell(&self, attr: &Attr) {
+        self.0.store(Seen::new(attr).0, Relaxed);
     }
 
-    /// Whether somebody writes through them: then the kernel is to ask every time what others have done to the lower file.
+    fn is(&self, seen: Seen) -> bool {
+        self.0.load(Relaxed) == seen.0
+    }
+}
+
+/// The pages that the kernel has of a file.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The state that they are of.
+    of: Option<Seen>,
+    /// It has dropped those of any state before: since it was told to, it has closed the file.
+    confirmed: bool,
+    /// How many write through them.
+    writers: u32,
+}
+
+impl Kept {
     pub fn are_written(&self) -> bool {
-        self.writers.load(Relaxed) > 0
+        self.writers > 0
     }
 }
 
@@ -104,26 +104,22 @@ impl Treat {
     }
 
     fn was_told(&self) -> bool {
-        self.inode.pages.told.load(Relaxed) == self.seen.0
+        self.inode.told.is(self.seen)
     }
 
     /// The file is about to be opened through the page cache; to be dropped when it is closed. `true`: the pages that the
     /// kernel has are of this state. If not, it is to drop them.
     pub fn page(&self) -> (Paged, bool) {
-        let pages = &self.inode.pages;
+        let kept = &mut self.inode.in_use().kept;
         if self.writes {
-            pages.writers.fetch_add(1, Relaxed);
+            kept.writers += 1;
         }
-        let mut kept = pages.kept.lock();
         let same = kept.of == Some(self.seen);
         if !same {
-            *kept = Kept {
-                of: (self.local && self.settled).then_some(self.seen),
-                confirmed: false,
-            };
+            kept.of = (self.local && self.settled).then_some(self.seen);
+            kept.confirmed = false;
         }
         let keep = same && kept.confirmed;
-        drop(kept);
         (Paged(self.clone()), keep)
     }
 }
@@ -134,11 +130,10 @@ pub struct Paged(Treat);
 
 impl Drop for Paged {
     fn drop(&mut self) {
-        let Treat { inode, seen, .. } = &self.0;
+        let kept = &mut self.0.inode.in_use().kept;
         if self.0.writes {
-            inode.pages.writers.fetch_sub(1, Relaxed);
+            kept.writers -= 1;
         }
-        let mut kept = inode.pages.kept.lock();
-        kept.confirmed |= kept.of == Some(*seen);
+        kept.confirmed |= kept.of == Some(self.0.seen);
     }
 }

@@ -20,7 +20,8 @@ use crate::error::{Errno, Result};
 use crate::fs::attr::{Attr, timespec};
 use crate::fs::credentials::Caller;
 use crate::fs::handle::OpenDir;
-use crate::fs::inode::{Inode, Inodes, Place, reopen_path};
+use crate::fs::inode::{Inode, Place, reopen_path};
+use crate::fs::inodes::Inodes;
 
 /// A time as `utimensat` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

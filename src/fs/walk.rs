@@ -11,7 +11,25 @@ use std::sync::Arc;
 use crate::error::{Errno, Result};
 use crate::fs::Fs;
 use crate::fs::attr::Attr;
-use crate::fs::inode::{Inode, Place, ROOT, reopen_path};
+use crate::fs::inode::{Inode, Place, reopen_path};
+use crate::fs::inodes::ROOT;
+
+/// More names than a path that somebody can type.
+const MOST_NAMES: usize = 2048;
+
+/// The path of a directory relative to the root, from memory: the source, which may hang, is not asked.
+pub fn remembered_path(dir: &Arc<Inode>) -> PathBuf {
+    let mut names = Vec::new();
+    let mut above = dir.clone();
+    // names learnt at different times may go round in a circle
+    while names.len() < MOST_NAMES
+        && let Some(place) = above.places().into_iter().next()
+    {
+        names.push(place.name);
+        above = place.dir;
+    }
+    names.iter().rev().collect()
+}
 
 /// A directory below the source that somebody has gone into.
 pub struct Entered {

@@ -24,6 +24,8 @@ pub struct Mounted {
     pub kind: String,
     /// What was mounted; for us the source directory.
     pub source: String,
+    /// Who mounted it, where the kernel says so: of FUSE mounts.
+    pub owner: Option<u32>,
 }
 
 impl Mounted {
@@ -85,6 +87,10 @@ fn parse(line: &[u8]) -> Option<Mounted> {
         at: at.into(),
         kind: text()?,
         source: text()?,
+        owner: text().and_then(|options| {
+            let mut each = options.split(',');
+            each.find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
+        }),
     })
 }
 
@@ -116,12 +122,13 @@ mod tests {
 
     #[test]
     fn a_line_with_tags_and_escapes() {
-        let line = br"36 35 0:42 / /mnt/my\040run\134x rw,noatime shared:1 master:2 - fuse.nodbfs /wc1/a\011b rw,user_id=0";
+        let line = br"36 35 0:42 / /mnt/my\040run\134x rw,noatime shared:1 master:2 - fuse.nodbfs /wc1/a\011b rw,user_id=7,group_id=8";
         let expected = Mounted {
             dev: (0, 42),
             at: r"/mnt/my run\x".into(),
             kind: "fuse.nodbfs".into(),
             source: "/wc1/a\tb".into(),
+            owner: Some(7),
         };
         assert_eq!(parse(line), Some(expected));
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::walk::remembered_path;
 use crate::nodb::Nodb;
 
 /// How the controllers are.
@@ -52,7 +53,7 @@ impl Nodb {
         let known = self.controllers.known();
         let writers = known.iter().flat_map(|controller| {
             let place = &controller.place;
-            let path = self.plain.inodes.remembered_path(&place.dir);
+            let path = remembered_path(&place.dir);
             let path = path.join(&place.name).to_string_lossy().into_owned();
             let pids = controller.writers().into_iter();
             pids.map(move |pid| Writing {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fs::plain::SetAttr;
 use crate::nodb::Nodb;
 use crate::nodb::caller;
@@ -83,11 +83,9 @@ impl Transaction<'_> {
         let committed = self.nodb.commit(&mut self.leases, &job, None);
         if let Err(error) = &committed {
             self.nodb.refused(self.controller, error);
-            if matches!(error, Error::NotADocument(_) | Error::TooLarge { .. }) {
-                let maker = caller::process_of(self.asking.caller.tid).unwrap_or(0);
-                let refusal = Refusal::of(error, maker, self.asking.caller);
-                self.nodb.keep_rejected(self.controller, &content, refusal);
-            }
+            let maker = caller::process_of(self.asking.caller.tid).unwrap_or(0);
+            let refusal = Refusal::of(error, maker, self.asking.caller);
+            self.nodb.keep_rejected(self.controller, &content, refusal);
         }
         committed?;
         // no open has made the kernel forget the name
