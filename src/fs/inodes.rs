@@ -18,7 +18,7 @@ use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat, readlinkat};
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
 use crate::fs::inode::{Inode, Place, reopen_path};
-use crate::fs::local::is_local;
+use crate::fs::local::{is_local, is_strictatime};
 use crate::memory;
 use crate::node::Node;
 
@@ -42,7 +42,7 @@ pub struct Inodes {
     /// Whether the source lies on NFS: unlinked files that are in use stay in their directories, and
     /// names are answered from memory.
     pub nfs: bool,
-    /// The device of the source, if that is a local file system.
+    /// The device of the source, if that is a local file system where reads may be answered from memory.
     local: Option<u32>,
     root: Arc<Inode>,
     root_fd: Arc<OwnedFd>,
@@ -97,7 +97,8 @@ impl Inodes {
     pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
         let attr = Attr::of_fd(&root_fd)?;
         let nfs = fstatfs(&root_fd)?.f_type == NFS;
-        let local = is_local(&root_fd).then_some(attr.ident.dev);
+        let local = is_local(&root_fd) && !is_strictatime(&root_fd);
+        let local = local.then_some(attr.ident.dev);
         let root = Arc::new(Inode::new(ROOT, attr.ident));
         let known = Known {
             node: Node::Plain(root.clone()),
@@ -119,7 +120,8 @@ impl Inodes {
         })
     }
 
-    /// Whether the file lies where the source's root does, on a file system that is this host's alone.
+    /// Whether the file lies where the source's root does, on a file system that is this host's alone and need not know of
+    /// every read.
     pub fn is_local(&self, ident: &Ident) -> bool {
         self.local == Some(ident.dev)
     }

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -36,7 +37,7 @@ pub fn init(log: &Log) -> Result<()> {
         .with_ansi(ansi)
         .with_target(false);
     tracing_subscriber::registry()
-        .with(lines.with_filter(levels(log.level)))
+        .with(lines.with_filter(levels(log.level).and(filter_fn(is_told))))
         .init();
     Ok(())
 }
@@ -93,10 +94,14 @@ fn levels(level: LevelFilter) -> Targets {
         .with_target("fuser", fuser)
 }
 
+/// fuser answers the kernel's INTERRUPT of a request, as a signal to the program causes it, and takes
+/// it for an error when the request itself has been answered before.
+fn is_told(about: &Metadata<'_>) -> bool {
+    about.target() != "fuser::reply" || *about.level() != Level::ERROR
+}
+
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
-
     use super::*;
 
     #[test]
@@ -106,6 +111,22 @@ mod tests {
         assert!(levels(LevelFilter::DEBUG).would_enable("fuser::session", &Level::WARN));
         assert!(levels(LevelFilter::TRACE).would_enable("fuser::session", &Level::DEBUG));
         assert!(!levels(LevelFilter::ERROR).would_enable("fuser::session", &Level::WARN));
+    }
+
+    #[test]
+    fn an_interrupt_that_comes_too_late_is_no_error() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("log");
+        let lines = fmt::layer().with_writer(Mutex::new(File::create(&path).unwrap()));
+        let filter = levels(LevelFilter::DEBUG).and(filter_fn(is_told));
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: "fuser::reply", "Failed to send FUSE reply");
+            tracing::warn!(target: "fuser::reply", "Reply not sent");
+            tracing::error!("ours");
+        });
+        let told = std::fs::read_to_string(path).unwrap();
+        assert!(told.contains("ours") && told.contains("not sent") && !told.contains("Failed"));
     }
 
     #[test]

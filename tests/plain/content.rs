@@ -132,6 +132,24 @@ fn holes_are_kept_and_found() {
     twins.script("cp --sparse=always sparse copy && cmp sparse copy && du -k sparse copy");
 }
 
+/// Beyond what 31 or 32 bits can say.
+#[test]
+fn far_offsets() {
+    let twins = Twins::new([]);
+    let said = twins.python(
+        "import mmap, os
+fd = os.open('file', os.O_RDWR | os.O_CREAT)
+for at in (2**31 - 3, 2**32 - 3, 5 << 30):
+    print(os.pwrite(fd, b'far out', at), os.pread(fd, 9, at - 1), os.lseek(fd, 1, os.SEEK_END), os.fstat(fd).st_size)
+    with mmap.mmap(fd, 4096, offset=at // 4096 * 4096) as map:
+        map[at % 4096] = 70
+    print(os.pread(fd, 7, at), os.lseek(fd, at, os.SEEK_HOLE) > at, os.fstat(fd).st_blocks)
+os.ftruncate(fd, 2**31 + 1)
+print(os.stat('file').st_size, os.pread(fd, 9, 2**31 - 3), os.lseek(fd, 0, os.SEEK_DATA))",
+    );
+    assert!(said.contains("b'Far out'"), "{said}");
+}
+
 #[test]
 fn every_mode_of_fallocate() {
     let twins = Twins::new([]);
