@@ -89,6 +89,7 @@ struct NoKernel;
 
 impl Kernel for NoKernel {
     fn entry_changed(&self, _dir: u64, _name: &OsStr, _wait: bool) {}
+    fn attributes_changed(&self, _id: u64) {}
 }
 
 fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Result<Offline> {
@@ -108,7 +109,10 @@ fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Resu
         }
     };
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
-    let plain = Arc::new(Plain { inodes });
+    let plain = Arc::new(Plain {
+        inodes,
+        locks: Arc::default(),
+    });
     let settings = Settings {
         key_root: PathBuf::from(&config.key_root),
         source: config.source.clone(),

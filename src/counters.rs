@@ -71,6 +71,8 @@ counted! {
         Fallocate = "fallocate",
         Lseek = "lseek",
         CopyFileRange = "copy_file_range",
+        Getlk = "getlk",
+        Setlk = "setlk",
     }
 }
 

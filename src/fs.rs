@@ -9,7 +9,9 @@ pub mod handle;
 pub mod inode;
 pub mod inodes;
 pub mod local;
+pub mod lock;
 pub mod lockfile;
+pub mod locks;
 pub mod logfile;
 mod names;
 pub mod open;
@@ -21,6 +23,7 @@ mod xattr;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
@@ -87,6 +90,8 @@ pub struct Fs {
     /// the mount's back shows after that at the latest.
     plain_ttl: Duration,
     handles: Handles,
+    /// Nobody is to wait for a lock any more.
+    ending: AtomicBool,
 }
 
 impl Fs {
@@ -96,6 +101,7 @@ impl Fs {
             nodb,
             plain_ttl,
             handles: Handles::default(),
+            ending: AtomicBool::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! this file, its children and the life of the mount name `fuser`.
 
 mod convert;
+mod lock;
 mod notify;
 mod passthrough;
 mod reply;
@@ -18,8 +19,8 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
     PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Runtime;
 
@@ -27,6 +28,8 @@ use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
+use crate::fs::lock::At;
+use crate::fs::locks::Sort;
 use crate::fs::plain::SetAttr;
 use crate::mount::{ClaimedSource, THREADS};
 use crate::node::touches_the_store;
@@ -38,6 +41,9 @@ const MAX_WRITE: u32 = 1 << 20;
 
 /// How many operations may wait for the store, for locks or for the disk's `fsync` at a time.
 const WAITING: usize = 256;
+
+/// How many callers may wait for a `flock` or `fcntl` lock at a time.
+const PATIENT: usize = 4096;
 
 /// How many of the session's threads may be in such an operation themselves, which saves the way to
 /// another thread. The others are left for plain files.
@@ -53,6 +59,8 @@ pub struct Adapter {
     passthrough: Arc<Passthrough>,
     /// Threads for operations that may wait, so that enough of the session's never do.
     waiting: Option<Runtime>,
+    /// Threads that wait for locks as long as it takes: whoever holds one may need those above.
+    patient: Option<Runtime>,
     /// How many of the session's threads are in an operation that may wait.
     inline: AtomicUsize,
     /// POSIX ACLs count where other users than the mount's own come in.
@@ -80,10 +88,15 @@ impl Adapter {
             .max_blocking_threads(WAITING)
             .thread_name("nodbfs-waiting")
             .build()?;
+        let patient = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(PATIENT)
+            .thread_name("nodbfs-patient")
+            .build()?;
         Ok(Self {
             fs,
             passthrough: Arc::default(),
             waiting: Some(waiting),
+            patient: Some(patient),
             inline: AtomicUsize::new(0),
             acl,
             stacked,
@@ -145,6 +158,11 @@ impl Filesystem for Adapter {
             (true, InitFlags::FUSE_DONT_MASK),
             // measured: without it the kernel asks for security.capability before every write
             (true, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
+            // locks are the source's too, and a controller's are the distributed ones
+            (
+                true,
+                InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
+            ),
             (self.acl, InitFlags::FUSE_POSIX_ACL),
             (
                 rustix::process::geteuid().is_root(),
@@ -166,9 +184,12 @@ impl Filesystem for Adapter {
     }
 
     fn destroy(&mut self) {
-        if let Some(waiting) = self.waiting.take() {
-            waiting.shutdown_timeout(DRAIN);
+        self.fs.end_waits();
+        let threads = [self.waiting.take(), self.patient.take()];
+        for threads in threads.into_iter().flatten() {
+            threads.shutdown_timeout(DRAIN);
         }
+        self.fs.nodb().end_flocks();
         self.fs.nodb().tidy();
     }
 
@@ -402,15 +423,15 @@ impl Filesystem for Adapter {
     fn flush(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let timed = time(Op::Flush);
         let caller = caller(request);
         self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
-            reply::empty(reply, fs.flush(fh.0, caller))
+            reply::empty(reply, fs.flush(ino.0, fh.0, lock_owner.0, caller))
         });
     }
 
@@ -420,14 +441,16 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let timed = time(Op::Release);
         self.passthrough.detach(ino.0, fh.0);
+        // the kernel names one here where there was a `flock`
+        let flocked = lock_owner.is_some();
         self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
-            fs.release(fh.0);
+            fs.release(ino.0, fh.0, flocked);
             reply.ok();
         });
     }
@@ -501,13 +524,13 @@ impl Filesystem for Adapter {
     fn releasedir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
         let _timed = time(Op::Releasedir);
-        self.fs.release(fh.0);
+        self.fs.release(ino.0, fh.0, false);
         reply.ok();
     }
 
@@ -622,6 +645,72 @@ impl Filesystem for Adapter {
                 &passthrough,
                 fs.create(parent.0, &name, mode, umask, flags, caller),
             );
+        });
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        // a `flock` cannot be asked for
+        let wanted = lock::wanted(request, Sort::Range, owner, (start, end), kind, 0);
+        let at = At {
+            id: ino.0,
+            handle: fh.0,
+        };
+        self.run(true, time(Op::Getlk), move |fs| {
+            let answer = wanted.and_then(|wanted| fs.lock_in_the_way(at, &wanted));
+            lock::in_the_way(reply, answer);
+        });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let sort = lock::sort(request, fh, owner);
+        let wanted =
+            sort.and_then(|sort| lock::wanted(request, sort, owner, (start, end), kind, pid));
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => return reply::empty(reply, Err(error)),
+        };
+        let at = At {
+            id: ino.0,
+            handle: fh.0,
+        };
+        let Some(patient) = self
+            .patient
+            .as_ref()
+            .map(|patient| patient.handle().clone())
+        else {
+            return reply.error(FuseErrno::EINTR);
+        };
+        let patiently = self.fs.clone();
+        self.run(true, time(Op::Setlk), move |fs| {
+            match fs.lock_at_once(at, &wanted, sleep) {
+                Some(answer) => reply::empty(reply, answer),
+                None => drop(patient.spawn_blocking(move || {
+                    reply::empty(reply, patiently.await_lock(at, &wanted, sleep))
+                })),
+            }
         });
     }
 

@@ -9,6 +9,7 @@ pub mod controller;
 pub mod debts;
 pub mod document;
 pub mod facts;
+pub mod flock;
 pub mod generation;
 pub mod identity;
 pub mod leftovers;
@@ -48,6 +49,7 @@ use crate::store::Store;
 use crate::telemetry::Telemetry;
 use controller::{Controller, Controllers};
 use debts::Debts;
+use flock::Flocks;
 use generation::Payloads;
 use lock::Locker;
 use lockfile::LockFiles;
@@ -82,11 +84,13 @@ pub struct Settings {
     pub publish_events: bool,
 }
 
-/// The way to tell the kernel that a name leads elsewhere.
+/// The way to tell the kernel that what it remembers is no longer so.
 pub trait Kernel: Send + Sync + fmt::Debug {
     /// Makes the kernel look `name` in the directory `dir` up again. With `wait`, returns when it
     /// has; without, some time before it does.
     fn entry_changed(&self, dir: u64, name: &OsStr, wait: bool);
+    /// Makes the kernel ask for the attributes of the inode `id` again.
+    fn attributes_changed(&self, id: u64);
 }
 
 /// The controllers of a mount.
@@ -100,6 +104,7 @@ pub struct Nodb {
     pub telemetry: Arc<Telemetry>,
     payloads: Payloads,
     locker: Locker,
+    flocks: Flocks,
     lock_files: LockFiles,
     rejected: Rejected,
     debts: Debts,
@@ -132,6 +137,7 @@ impl Nodb {
                 settings.lock_wait,
                 settings.lease_ttl,
             )?,
+            flocks: Flocks::default(),
             lock_files: LockFiles::default(),
             rejected: Rejected::new(&settings.state_dir, Bounds::default()),
             debts: Debts::new(&settings.state_dir, store.clone()),
@@ -197,6 +203,11 @@ impl Nodb {
                 Err(error) => debug!(?name, %error, "a leftover stays"),
             }
         }
+    }
+
+    /// The kernel, to be told what has changed.
+    pub fn kernel(&self) -> &dyn Kernel {
+        &*self.kernel
     }
 
     /// Where cache and locks live.

@@ -68,6 +68,8 @@ pub struct InUse {
     listed: i128,
     /// The pages that the kernel has.
     pub kept: Kept,
+    /// Somebody has locked ranges of it: such a lock ends with a `close`, so from then on each is told.
+    locked_in_ranges: bool,
 }
 
 /// An open handle's, and whether it allows a writable shared mapping.
@@ -200,6 +202,16 @@ impl Inode {
     pub fn listed(&self, mtime: Option<i128>) -> bool {
         let mtime = mtime.unwrap_or(0);
         std::mem::replace(&mut self.in_use().listed, mtime) == mtime && mtime != 0
+    }
+
+    /// Whether somebody has locked ranges of it since the kernel came to know it.
+    pub fn is_locked_in_ranges(&self) -> bool {
+        self.is_in_use(|in_use| in_use.locked_in_ranges)
+    }
+
+    /// Somebody is about to lock a range of it.
+    pub fn locked_in_ranges(&self) {
+        self.in_use().locked_in_ranges = true;
     }
 
     /// It was found under the name `place`.

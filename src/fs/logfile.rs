@@ -51,7 +51,7 @@ impl Fs {
         }
         let log = OpenLog::new(file, writes, caller);
         Ok(Open {
-            handle: self.handles.add(Handle::Log(Arc::new(log))),
+            handle: self.handles.add(Handle::Log(Arc::new(log)), true),
             opened: Opened::Direct,
         })
     }

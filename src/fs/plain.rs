@@ -22,6 +22,7 @@ use crate::fs::credentials::Caller;
 use crate::fs::handle::OpenDir;
 use crate::fs::inode::{Inode, Place, reopen_path};
 use crate::fs::inodes::Inodes;
+use crate::fs::locks::Locks;
 
 /// A time as `utimensat` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,7 @@ const PASSED_ON: i32 = libc::O_ACCMODE
 #[derive(Debug)]
 pub struct Plain {
     pub inodes: Inodes,
+    pub locks: Arc<Locks>,
 }
 
 impl Plain {

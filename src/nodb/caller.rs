@@ -50,6 +50,12 @@ pub fn own_owner() -> String {
     format!("{}:{}", own_hostname(), std::process::id())
 }
 
+/// The process that signs as `owner`, if that is one of this host's as the daemon sees it.
+pub fn pid_here(owner: &str) -> Option<u32> {
+    let (host, pid) = owner.rsplit_once(':')?;
+    (host == own_hostname()).then(|| pid.parse().ok())?
+}
+
 /// The daemon's own host, as it was named when first asked for.
 pub fn own_hostname() -> &'static str {
     static OWN: LazyLock<String> = LazyLock::new(hostname);

@@ -12,7 +12,7 @@ use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
 use crate::nodb::session::{Living, Session};
-use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
+use crate::nodb::session_lock::{SessionLock, SessionLocks, Through, Worker};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
@@ -38,7 +38,7 @@ enum Lease {
     /// The writer's own: not taken, not renewed, not released.
     Adopted(Holder),
     /// The writer's session's, taken by nodbfs: renewed and released for the session.
-    Session(Arc<SessionLock>),
+    Session(Worker),
     /// The tail of a dump of a process that cannot be seen, which has just checked its lock.
     Vouched,
 }
@@ -62,6 +62,14 @@ impl Leases {
     /// Whom they were taken for.
     pub fn who(&self) -> &Who {
         &self.who
+    }
+
+    /// The lease `name`, if nodbfs took it for this writer.
+    pub fn own(&self, name: &LockName) -> Option<Arc<Held>> {
+        self.held.iter().find_map(|(held, lease)| match lease {
+            Lease::Own(lease) if held == name => Some(lease.clone()),
+            _ => None,
+        })
     }
 }
 
@@ -217,7 +225,7 @@ impl Locker {
         lock.held()
             .check(Duration::ZERO)
             .map_err(Error::LeaseLost)?;
-        Ok(Some(Lease::Session(lock)))
+        Ok(Some(Lease::Session(lock.join())))
     }
 
     /// The lease that `process` has already for another writer of its own.
@@ -325,23 +333,84 @@ impl Locker {
         let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
         let start = Instant::now();
         let lease = self.wait_for(&who, name, asking)?;
-        let taken = Event::LockTaken {
-            who: &who,
-            ttl: lease.ttl,
-            waited: Some(start.elapsed()).filter(|waited| *waited > WAITED),
-        };
-        self.telemetry.note(name, &taken);
+        self.tell_taken(&who, &lease, start);
         let held = self.keeper.hold(self.store.clone(), lease);
+        Ok(self.give_to_session(session, through, caller, held))
+    }
+
+    /// As [`Locker::take_for_session`], waiting until it has the lock or is `cancelled`.
+    pub fn await_for_session(
+        &self,
+        name: &LockName,
+        through: Through,
+        caller: Caller,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Arc<SessionLock>> {
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        let (store, ttl) = (&*self.store, self.ttl);
+        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
+        let start = Instant::now();
+        let lease = acquire_waiting(store, name, &self.owner, ttl, Duration::MAX, cancelled)
+            .inspect_err(|error| {
+                let who = &who;
+                self.telemetry
+                    .note(name, &Event::LockRefused { who, error });
+            })?;
+        self.tell_taken(&who, &lease, start);
+        let held = self.keeper.hold(self.store.clone(), lease);
+        Ok(self.give_to_session(session, through, caller, held))
+    }
+
+    /// What a writer of the caller's session has is the session's, too.
+    ///
+    /// Errors: EPERM (a caller that cannot be seen).
+    pub fn share_with_session(
+        &self,
+        held: Arc<Held>,
+        through: Through,
+        caller: Caller,
+    ) -> Result<Arc<SessionLock>> {
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        Ok(self.give_to_session(session, through, caller, held))
+    }
+
+    fn tell_taken(&self, who: &Who, lease: &store::Lease, since: Instant) {
+        let taken = Event::LockTaken {
+            who,
+            ttl: lease.ttl,
+            waited: Some(since.elapsed()).filter(|waited| *waited > WAITED),
+        };
+        self.telemetry.note(&lease.name, &taken);
+    }
+
+    fn give_to_session(
+        &self,
+        session: Session,
+        through: Through,
+        caller: Caller,
+        held: Arc<Held>,
+    ) -> Arc<SessionLock> {
         let lock = SessionLock::new(session, through, (caller.tid, caller.uid), held);
         debug!(
-            lock = name.key(),
+            lock = lock.name().key(),
             session = lock.session.sid,
             process = lock.process,
             ?through,
             "lock of a session"
         );
         self.sessions.add(&lock);
-        Ok(lock)
+        lock
+    }
+
+    /// Whether the lock `name` is the caller's own, taken without nodbfs.
+    pub fn is_callers(&self, name: &LockName, caller: Caller) -> Result<bool> {
+        let holder = self.store.holder(name)?;
+        let foreign = holder.filter(|holder| {
+            let session = self.sessions.get(name);
+            !session.is_some_and(|lock| lock.is(holder))
+        });
+        let owner = foreign.and_then(|holder| holder.owner);
+        Ok(owner.is_some() && owner == caller::owner_of(caller.tid))
     }
 
     /// Gives a session's lock back. `false`: it was not the session's any more.
@@ -363,7 +432,7 @@ impl Locker {
         for (name, lease) in &leases.held {
             match lease {
                 Lease::Own(held) => self.check_held(held)?,
-                Lease::Session(lock) => self.check_held(lock.held())?,
+                Lease::Session(worker) => self.check_held(worker.lock().held())?,
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {

@@ -50,6 +50,37 @@ pub struct SessionLock {
     maker: Option<Living>,
     held: Arc<Held>,
     said: Mutex<Said>,
+    work: Mutex<Work>,
+}
+
+/// Who works under a session's lock.
+#[derive(Debug, Default)]
+struct Work {
+    writers: usize,
+    /// The session wants it no longer.
+    given_up: bool,
+}
+
+/// A writer at work under a session's lock, which is not given back before it has finished.
+#[derive(Debug)]
+pub struct Worker(Arc<SessionLock>);
+
+impl Worker {
+    pub fn lock(&self) -> &SessionLock {
+        &self.0
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut work = self.0.work.lock();
+        work.writers -= 1;
+        let last = work.given_up && work.writers == 0;
+        drop(work);
+        if last {
+            self.0.give_back();
+        }
+    }
 }
 
 /// What the session says of its lock.
@@ -96,6 +127,7 @@ impl SessionLock {
             maker: Living::open(process),
             held,
             said: Mutex::default(),
+            work: Mutex::default(),
         })
     }
 
@@ -114,6 +146,34 @@ impl SessionLock {
     /// The lease, to be asked whether it is still held.
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// One more writer works under it.
+    pub fn join(self: &Arc<Self>) -> Worker {
+        self.work.lock().writers += 1;
+        Worker(self.clone())
+    }
+
+    /// The session wants it no longer: it is given back, by the last of its writers if there are any.
+    fn give_up(&self) {
+        let mut work = self.work.lock();
+        work.given_up = true;
+        let last = work.writers == 0;
+        drop(work);
+        if last {
+            self.give_back();
+        }
+    }
+
+    /// Unless it is a writer's own lock as well, which that gives back.
+    fn give_back(&self) {
+        if Arc::strong_count(&self.held) == 1 {
+            // what cannot be told now is the keeper's to tell
+            if let Ok(true) = self.held.release(None) {
+                let (who, why) = (&self.who(), "");
+                self.held.note(&Event::LockReleased { who, why });
+            }
+        }
     }
 
     /// Whether the thread `tid` works under this lock.
@@ -225,6 +285,14 @@ impl SessionLocks {
         self.count.store(locks.len(), Relaxed);
         drop(locks);
         removed.is_some()
+    }
+
+    /// The session wants this lock no longer.
+    pub fn give_up(&self, lock: &SessionLock) {
+        self.remove(lock);
+        lock.give_up();
+        // the thread holds on to what it looks after
+        self.wake();
     }
 
     /// The session has said something new of its lock.
