@@ -101,7 +101,7 @@ fn candidates(work: &Path, tree: &Path, redis: &str, options: &[String]) -> Resu
 }
 
 /// The kernel drops what it knows of files, and with that the daemons what they know.
-fn forget_everything() -> Result<()> {
+pub fn forget_everything() -> Result<()> {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "2").context("only root may drop the kernel's caches")
 }

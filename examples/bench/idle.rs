@@ -1,14 +1,20 @@
 //! What a daemon costs that has only been mounted: memory and the time until the mount answers, for
 //! one run and for a tree of thousands.
 
+use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::against::forget_everything;
 use crate::daemon::Daemon;
 use crate::rounds::{Ratio, Rounds, Subject};
 use crate::sample::{RunOptions, make_run, make_tree};
+
+/// Longer than the daemon waits between two looks at what it may give back.
+const FORGOTTEN: Duration = Duration::from_secs(5);
 
 pub fn run(rounds: &Rounds, work: &Path, runs: usize) -> Result<()> {
     let (one, tree) = (work.join("one"), work.join("tree"));
@@ -36,9 +42,32 @@ pub fn run(rounds: &Rounds, work: &Path, runs: usize) -> Result<()> {
     )?;
     let resident = |source| mount(source)?.resident();
     println!(
-        "resident after mounting (goal: under 30 MB): one run {}, tree {}\n",
+        "resident after mounting (goal: under 30 MB): one run {}, tree {}",
         resident(&one)?,
         resident(&tree)?
     );
+    let walked = mount(&tree)?;
+    let files = count(walked.path())?;
+    let full = walked.resident()?;
+    forget_everything()?;
+    // the daemon gives memory back a few seconds after the kernel has forgotten
+    sleep(FORGOTTEN);
+    println!(
+        "after a walk of its {files} files {full}, and when the kernel has forgotten them {}\n",
+        walked.resident()?
+    );
     Ok(())
+}
+
+/// How many names there are below `dir`, each asked for its attributes.
+fn count(dir: &Path) -> Result<usize> {
+    let mut names = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        names += 1;
+        if entry.metadata()?.is_dir() {
+            names += count(&entry.path())?;
+        }
+    }
+    Ok(names)
 }
