@@ -5,6 +5,7 @@ mod common;
 mod site;
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -187,6 +188,19 @@ impl Holding {
         Self(command.spawn().unwrap())
     }
 
+    /// Returns when it is `so`, of which it must not lose hope before.
+    fn until(&mut self, what: &str, so: impl Fn() -> bool) {
+        eventually(what, || {
+            if self.0.try_wait().unwrap().is_some() {
+                let mut said = String::new();
+                let stderr = self.0.stderr.as_mut().unwrap();
+                stderr.read_to_string(&mut said).unwrap();
+                panic!("it has ended: {said}");
+            }
+            so()
+        });
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.0)
     }
@@ -200,7 +214,12 @@ impl Holding {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         let mut said = String::new();
-        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut said).unwrap();
+        self.0
+            .stderr
+            .as_mut()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
         (self.0.wait().unwrap().code(), said)
     }
 }
@@ -217,8 +236,8 @@ impl Drop for Holding {
 #[test]
 fn the_lock_of_a_command_is_no_others_of_its_session() {
     let site = site();
-    let holding = Holding::start(&site.at(NAME), &["--label", "nightly"], "read -r line");
-    eventually("it is held", || site.lock(NAME).is_some());
+    let mut holding = Holding::start(&site.at(NAME), &["--label", "nightly"], "read -r line");
+    holding.until("it is held", || site.lock(NAME).is_some());
     let row = &listed(&site.at(NAME), &[])[0];
     assert_eq!(
         (&row["through"], &row["label"]),
@@ -252,9 +271,9 @@ fn the_lock_of_a_command_is_no_others_of_its_session() {
 fn a_command_that_outlives_its_lock_is_told() {
     let site = site();
     for more in [&["--ttl", "50ms"][..], &[]] {
-        let holding = Holding::start(&site.at(NAME), more, "read -r line; exit 0");
+        let mut holding = Holding::start(&site.at(NAME), more, "read -r line; exit 0");
         if more.is_empty() {
-            eventually("it is held", || site.lock(NAME).is_some());
+            holding.until("it is held", || site.lock(NAME).is_some());
             site.redis.cmd(&["DEL", &lock_key(NAME)]);
         } else {
             eventually("it was held", || {
@@ -279,14 +298,20 @@ fn signals_end_the_command_and_then_the_lock() {
             "trap 'exit 3' TERM; trap 'exit 4' HUP; echo >&2; while :; do sleep 0.01; done";
         let mut holding = Holding::start(&site.at(NAME), &[], script);
         let mut line = [0];
-        std::io::Read::read_exact(holding.0.stderr.as_mut().unwrap(), &mut line).unwrap();
+        holding
+            .0
+            .stderr
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut line)
+            .unwrap();
         kill_process(holding.pid(), Signal::INT).unwrap();
         kill_process(holding.pid(), signal).unwrap();
         assert_eq!(holding.end().0, Some(status));
         assert_eq!(site.lock(NAME), None);
     }
-    let holding = Holding::start(&site.at(NAME), &[], "read -r line");
-    eventually("it is held", || site.lock(NAME).is_some());
+    let mut holding = Holding::start(&site.at(NAME), &[], "read -r line");
+    holding.until("it is held", || site.lock(NAME).is_some());
     kill_process(holding.pid(), Signal::KILL).unwrap();
     eventually("it is given back", || site.lock(NAME).is_none());
 }
@@ -295,8 +320,8 @@ fn signals_end_the_command_and_then_the_lock() {
 #[test]
 fn whoever_gives_up_waiting_gets_no_lock() {
     let site = Site::new(&["--lock-wait", "1h", "--log-level", "debug"]);
-    let waiting = Holding::start(&site.at("held.nodb"), &[], "true");
-    eventually("it waits", || site.mount.log().contains("waiting"));
+    let mut waiting = Holding::start(&site.at("held.nodb"), &[], "true");
+    waiting.until("it waits", || site.mount.log().contains("waiting"));
     kill_process(waiting.pid(), Signal::INT).unwrap();
     drop(waiting);
     eventually("the wait is over", || {
@@ -339,13 +364,22 @@ fn unlock_gives_back_what_is_ones_own_and_takes_away_with_a_reason() {
         )
         .failed(2);
         assert!(site.lock("held.nodb").is_some());
-        let said = on(
+        let done = on(
             "unlock",
             &path,
             &[more, &["--force", "--reason", "it hangs"]].concat(),
-        )
-        .ok();
+        );
+        let logged = if more.is_empty() {
+            site.mount.log()
+        } else {
+            done.err.clone()
+        };
+        let said = done.ok();
         assert!(said.contains("elsewhere:17"), "{said}");
+        assert!(
+            logged.contains("released by force") && logged.contains("it hangs"),
+            "{logged}"
+        );
         assert_eq!(site.lock("held.nodb"), None);
         assert_eq!(
             site.redis
@@ -355,11 +389,6 @@ fn unlock_gives_back_what_is_ones_own_and_takes_away_with_a_reason() {
         );
         site.lock_away();
     }
-    let log = site.mount.log();
-    assert!(
-        log.contains("released by force") && log.contains("it hangs"),
-        "{log}"
-    );
     // the daemon's own, of a session: that is told at its next write
     shell.ok("touch soils.nodb.lock");
     on(
@@ -369,6 +398,8 @@ fn unlock_gives_back_what_is_ones_own_and_takes_away_with_a_reason() {
     )
     .ok();
     assert_eq!(site.lock("soils.nodb"), None);
+    shell.fails("echo '{}' >new && mv new soils.nodb", "Stale file handle");
+    shell.ok("rm -f soils.nodb.lock && mv new soils.nodb");
     let read_only = Mount::builder(site.on_disk(""))
         .redis(&url)
         .args(["--read-only"])

@@ -138,6 +138,9 @@ fn a_lock_ends_when_its_maker_has_said_so() {
         let (mut one, mut two) = (Shell::new(run.mount.path()), Shell::new(run.mount.path()));
         one.ok("echo '{\"ttl\": 1000, \"label\": \"nightly\"}' >wepp.nodb.lock");
         two.fails(&save(9), BUSY);
+        let said: Value = serde_json::from_str(&two.ok("cat wepp.nodb.lock")).unwrap();
+        let ends = said["ends_at"].as_u64().unwrap() - said["acquired_at"].as_u64().unwrap();
+        assert!((1000..2000).contains(&ends), "{said}");
         one.ok("echo '{\"ttl\": 0.05}' >wepp.nodb.lock");
         eventually("it is let go", || !run.at(LOCK).exists());
         two.ok(&save(1));

@@ -13,14 +13,17 @@ use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tracing::level_filters::LevelFilter;
 
 use super::edit::exit_code;
 use super::locks::purpose;
 use super::output::printable;
 use super::target::{Embedded, Offline};
 use super::units;
+use crate::config::{Log, LogTo};
 use crate::control::{Answer, Request};
 use crate::hint::{FAILURE, Hinted};
+use crate::telemetry::output;
 
 /// Run a command under the lock of a controller
 ///
@@ -142,6 +145,11 @@ fn run_passing_signals(command: &[OsString]) -> Result<ExitStatus> {
 
 /// Gives back or takes away, and says whose lock it was.
 pub fn unlock(args: &UnlockArgs) -> Result<()> {
+    // without a daemon, this process has the log in which a forced release stands
+    output::init(&Log {
+        level: LevelFilter::WARN,
+        to: LogTo::Stderr,
+    })?;
     let (mut client, path) = args.offline.reach(&args.file, Embedded::HasNoCache)?;
     let force = args.reason.clone();
     client.ask(&Request::Unlock { path, force }, |answer| {

@@ -2,7 +2,7 @@
 //! back by hand.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -104,11 +104,8 @@ pub fn lock(
 ) -> Result<(), Failure> {
     let named = writable(context, path)?;
     let fs = context.fs()?;
-    let until = ttl.and_then(|ttl| Duration::try_from_secs_f64(ttl).ok());
-    let said = Said {
-        label,
-        until: until.and_then(|ttl| Instant::now().checked_add(ttl)),
-    };
+    let ttl = ttl.and_then(|ttl| Duration::try_from_secs_f64(ttl).ok());
+    let said = Said::new(label, ttl);
     let asking = Asking::by(peer.caller);
     let place = &named.controller.place;
     let lock = fs.nodb().lock_for_command(place, said, asking)?;

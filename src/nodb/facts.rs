@@ -12,7 +12,7 @@ pub struct Facts {
     pub debts: usize,
     /// Files open for writing.
     pub writers: Vec<Writing>,
-    /// Locks that nodbfs holds for writers.
+    /// Locks that nodbfs holds for writers and for sessions.
     pub locks: Vec<Locked>,
     /// Nodes the kernel knows.
     pub inodes: usize,
@@ -67,11 +67,16 @@ impl Nodb {
             pid,
             age: age.as_secs(),
         });
+        let sessions = self.locker.sessions.all().into_iter().map(|lock| Locked {
+            lock: lock.name().key(),
+            pid: lock.process,
+            age: lock.since.elapsed().as_secs(),
+        });
         let (count, bytes) = self.payloads.usage();
         Facts {
             debts: self.debts.count(),
             writers: writers.collect(),
-            locks: locks.collect(),
+            locks: locks.chain(sessions).collect(),
             inodes: self.plain.inodes.known(),
             controllers: known.len(),
             payloads: Payloads {

@@ -362,18 +362,8 @@ impl Locker {
         step::at(Step::Confirm)?;
         for (name, lease) in &leases.held {
             match lease {
-                Lease::Own(held) => {
-                    if held.asked().is_none_or(|asked| asked.elapsed() > NEWS) {
-                        held.confirm()?;
-                    }
-                    held.check(MARGIN.min(self.ttl / 4))
-                        .map_err(Error::LeaseLost)?;
-                }
-                Lease::Session(lock) => {
-                    lock.held().confirm()?;
-                    let sure = lock.held().check(MARGIN.min(self.ttl / 4));
-                    sure.map_err(Error::LeaseLost)?;
-                }
+                Lease::Own(held) => self.check_held(held)?,
+                Lease::Session(lock) => self.check_held(lock.held())?,
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {
@@ -387,6 +377,14 @@ impl Locker {
             }
         }
         Ok(())
+    }
+
+    fn check_held(&self, held: &Held) -> Result<()> {
+        if held.asked().is_none_or(|asked| asked.elapsed() > NEWS) {
+            held.confirm()?;
+        }
+        let sure = held.check(MARGIN.min(self.ttl / 4));
+        sure.map_err(Error::LeaseLost)
     }
 
     /// Gives back what nodbfs took, by its own tokens. With `committed`, the run's `last_modified`

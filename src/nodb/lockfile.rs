@@ -302,9 +302,11 @@ impl Nodb {
         let seen = self.see_lock(place, caller)?;
         let root = caller.uid == 0;
         let released = match &seen.own {
-            Some(Own::Session(lock)) if root || lock.serves(caller.tid) => {
+            Some(Own::Session(lock)) if lock.serves(caller.tid) => {
                 self.locker.release_for_session(lock)?
             }
+            // its session does not know yet, and is told at its next write
+            Some(Own::Session(lock)) if root => lock.held().release(None)?,
             Some(Own::Writer(process, held)) if root || are_one(*process, caller.tid) => {
                 held.release(None)?
             }
@@ -346,7 +348,7 @@ impl Nodb {
         let holder = self.store.holder(&name)?.ok_or(Errno::NOENT)?;
         let seen = self.with_own(name, holder);
         let released = match &seen.own {
-            Some(Own::Session(lock)) => self.locker.release_for_session(lock)?,
+            Some(Own::Session(lock)) => lock.held().release(None)?,
             Some(Own::Writer(_, held)) => held.release(None)?,
             None => {
                 let ttl = seen.holder.left.unwrap_or_default();
@@ -364,6 +366,7 @@ impl Nodb {
         }
         let forced = Event::LockForced {
             who: &Who::of(caller::process_of(caller.tid).unwrap_or(0)),
+            uid: caller.uid,
             holder: &seen.holder.value,
             reason,
         };
@@ -415,12 +418,9 @@ fn understood(written: &[u8]) -> Option<Said> {
         ),
         None => None,
     };
-    Some(Said {
-        label: written
-            .label
-            .map(|label| label.chars().take(LABEL).collect()),
-        until: ttl.and_then(|ttl| Instant::now().checked_add(ttl)),
-    })
+    let label = written.label;
+    let label = label.map(|label| label.chars().take(LABEL).collect());
+    Some(Said::new(label, ttl))
 }
 
 /// Whether the thread `tid` belongs to the session of `process`.

@@ -54,6 +54,9 @@ pub struct Known {
     pub through: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// When it is let go at the latest, as its maker has said, in seconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<u64>,
 }
 
 impl Own {
@@ -65,6 +68,7 @@ impl Own {
                     Through::Flock => "flock",
                     Through::Command => "command",
                 };
+                let said = lock.said();
                 Known {
                     own: true,
                     pid: Some(lock.process),
@@ -72,7 +76,8 @@ impl Own {
                     uid: Some(lock.uid),
                     session: Some(lock.session.sid),
                     through: Some(through.to_owned()),
-                    label: lock.said().label,
+                    label: said.label,
+                    ends_at: said.ends_at,
                 }
             }
             Self::Writer(process, _) => Known {

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -45,6 +45,7 @@ pub struct SessionLock {
     pub command: Option<String>,
     /// Its user.
     pub uid: u32,
+    pub since: Instant,
     /// The process itself; none if it had ended at once.
     maker: Option<Living>,
     held: Arc<Held>,
@@ -58,6 +59,22 @@ pub struct Said {
     pub label: Option<String>,
     /// When it is to be let go at the latest.
     pub until: Option<Instant>,
+    /// The same for people, in seconds since the epoch.
+    pub ends_at: Option<u64>,
+}
+
+impl Said {
+    /// A lock for this purpose that is let go after `ttl`.
+    pub fn new(label: Option<String>, ttl: Option<Duration>) -> Self {
+        let until = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        let ends_at = ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
+        let ends_at = ends_at.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
+        Self {
+            label,
+            until,
+            ends_at: ends_at.map(|end| end.as_secs()),
+        }
+    }
 }
 
 impl SessionLock {
@@ -75,6 +92,7 @@ impl SessionLock {
             process,
             command: command_of(process),
             uid,
+            since: Instant::now(),
             maker: Living::open(process),
             held,
             said: Mutex::default(),
@@ -182,6 +200,11 @@ impl SessionLocks {
         self.locks.lock().get(name).cloned()
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<SessionLock>> {
+        self.locks.lock().values().cloned().collect()
+    }
+
     /// A session has taken a lock; whatever it had before under that name is lost.
     pub fn add(self: &Arc<Self>, lock: &Arc<SessionLock>) {
         let mut locks = self.locks.lock();
@@ -225,8 +248,7 @@ impl SessionLocks {
 
     /// Lets go what is over; what is left. `None`: nothing, and the next lock starts a new thread.
     fn settle(&self) -> Option<Vec<Arc<SessionLock>>> {
-        let all: Vec<_> = self.locks.lock().values().cloned().collect();
-        for lock in &all {
+        for lock in &self.all() {
             if let Some(why) = lock.is_over() {
                 self.remove(lock);
                 // what cannot be told now is the keeper's to tell
@@ -236,7 +258,7 @@ impl SessionLocks {
             }
         }
         let mut watched = self.watched.lock();
-        let left: Vec<_> = self.locks.lock().values().cloned().collect();
+        let left = self.all();
         *watched = !left.is_empty();
         watched.then_some(left)
     }
@@ -381,10 +403,7 @@ mod tests {
         let lock = locker
             .take_for_session(&name(), Through::File, own)
             .unwrap();
-        lock.say(Said {
-            label: None,
-            until: Some(Instant::now() + Duration::from_millis(20)),
-        });
+        lock.say(Said::new(None, Some(Duration::from_millis(20))));
         locker.sessions.wake();
         eventually("the lock is let go", || {
             store.holder(&name()).unwrap().is_none()
