@@ -366,6 +366,7 @@ impl Nodb {
         }
         let forced = Event::LockForced {
             who: &Who::of(caller::process_of(caller.tid).unwrap_or(0)),
+            uid: caller.uid,
             holder: &seen.holder.value,
             reason,
         };

@@ -70,6 +70,7 @@ pub enum Event<'a> {
     /// Somebody else's lock was taken away by an operator.
     LockForced {
         who: &'a Who,
+        uid: u32,
         holder: &'a str,
         reason: &'a str,
     },

@@ -88,11 +88,13 @@ impl Event<'_> {
             }
             Self::LockForced {
                 who,
+                uid,
                 holder,
                 reason,
             } => {
                 line.field("holder", holder);
                 line.field("reason", reason);
+                line.field("uid", uid);
                 who.write(line);
             }
             Self::Committed {
