@@ -15,12 +15,12 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::control::Context;
 use crate::counters;
-use crate::fs::inode::Inodes;
+use crate::fs::Fs;
+use crate::fs::inodes::Inodes;
 use crate::fs::plain::Plain;
-use crate::fs::{Fs, PLAIN_TTL};
 use crate::fuse::{Adapter, Notices};
 use crate::hint::Hinted;
-use crate::mount::{Built, ClaimedSource, Source};
+use crate::mount::{Built, ClaimedSource, Source, atime};
 use crate::nodb::{Kernel, Nodb, Settings};
 use crate::store::embedded::Embedded;
 use crate::store::redis::{self, Redis};
@@ -45,9 +45,13 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let control = Context::new(&fs, from, Some(at), config.read_only);
     let filesystem =
         Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
+    let tell = filesystem.connect();
     Ok(Built {
         filesystem,
-        connected: Box::new(move |kernel| notices.connect(kernel)),
+        connected: Box::new(move |kernel| {
+            tell(kernel.clone());
+            notices.connect(kernel);
+        }),
         control: Arc::new(control),
     })
 }
@@ -85,6 +89,7 @@ struct NoKernel;
 
 impl Kernel for NoKernel {
     fn entry_changed(&self, _dir: u64, _name: &OsStr, _wait: bool) {}
+    fn attributes_changed(&self, _id: u64) {}
 }
 
 fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Result<Offline> {
@@ -94,8 +99,20 @@ fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Resu
         Chosen::Redis(_) => None,
     };
     let root = source.try_clone().context("cannot open the source again")?;
+    let root = match atime::view(root, &config.flags, config.read_only) {
+        Ok(root) => root,
+        Err(cause) => {
+            warn!(
+                "times of access are kept as on the source, for only root may say otherwise: {cause}"
+            );
+            source.try_clone().context("cannot open the source again")?
+        }
+    };
     let inodes = Inodes::new(root, descriptors()).context("cannot look at the source")?;
-    let plain = Arc::new(Plain { inodes });
+    let plain = Arc::new(Plain {
+        inodes,
+        locks: Arc::default(),
+    });
     let settings = Settings {
         key_root: PathBuf::from(&config.key_root),
         source: config.source.clone(),
@@ -106,13 +123,14 @@ fn controllers(config: &Config, source: Source, kernel: Arc<dyn Kernel>) -> Resu
         cache_size: usize::try_from(config.cache_size).unwrap_or(usize::MAX),
         state_dir: config.state_dir.clone(),
         name_ttl: config.name_ttl.unwrap_or(match store {
-            Chosen::Embedded(_) => PLAIN_TTL,
+            Chosen::Embedded(_) => config.plain_ttl,
             Chosen::Redis(_) => Duration::ZERO,
         }),
+        publish_events: config.publish_events,
     };
     let nodb = Nodb::new(plain.clone(), store.into_store(), kernel, settings)
         .context("cannot start a thread")?;
-    let fs = Arc::new(Fs::new(plain, nodb));
+    let fs = Arc::new(Fs::new(plain, nodb, config.plain_ttl));
     let tidied = Arc::downgrade(&fs);
     thread::Builder::new()
         .name("nodbfs-tidy".to_owned())

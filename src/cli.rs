@@ -4,6 +4,7 @@ pub mod cache;
 pub mod edit;
 pub mod lock;
 pub mod locks;
+pub mod log;
 pub mod mount;
 pub mod options;
 pub mod output;
@@ -41,6 +42,9 @@ enum Command {
     Rejected(rejected::RejectedArgs),
     Status(status::StatusArgs),
     Cache(cache::CacheArgs),
+    Log(log::LogArgs),
+    Publish(log::PublishArgs),
+    LogLevel(log::LogLevelArgs),
     Edit(edit::EditArgs),
     Locks(locks::LocksArgs),
     Lock(lock::LockArgs),
@@ -65,6 +69,9 @@ where
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Rejected(args) => rejected::run(args).map(|()| ExitCode::SUCCESS),
         Command::Cache(args) => cache::run(&args),
+        Command::Log(args) => log::log(&args).map(|()| ExitCode::SUCCESS),
+        Command::Publish(args) => log::publish(&args).map(|()| ExitCode::SUCCESS),
+        Command::LogLevel(args) => log::level(&args).map(|()| ExitCode::SUCCESS),
         Command::Edit(args) => edit::run(&args),
         Command::Locks(args) => locks::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Lock(args) => lock::run(&args),

@@ -24,6 +24,8 @@ pub const LEASE_TTL: Duration = Duration::from_secs(60);
 /// Longer than any save takes, and far below the six hours of a NoDb process's lock: a program that
 /// opens a controller for writing and hangs must not stop a run for good.
 pub const MAX_HOLD: Duration = Duration::from_secs(600);
+/// What others change beside the mount shows within a second; NFS gives itself 3 to 60 (PROTOCOL.md 9).
+pub const PLAIN_TTL: Duration = Duration::from_secs(1);
 /// Hundreds of times the largest document seen (0.7 MB, PROTOCOL.md 1), and still far from filling
 /// a worker's memory.
 pub const MAX_PAYLOAD: u64 = 256 << 20;
@@ -51,10 +53,14 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// How long the kernel may believe where a controller's name leads; `None`: as the store allows.
     pub name_ttl: Option<Duration>,
+    /// How long the kernel may believe names, missing ones too, and attributes of plain files.
+    pub plain_ttl: Duration,
     /// Largest document, in bytes.
     pub max_payload: u64,
     /// Bound of the in-memory payload cache, in bytes; zero: none.
     pub cache_size: u64,
+    /// Whether nodbfs's own events are published on the status channels.
+    pub publish_events: bool,
     /// Refuse every change.
     pub read_only: bool,
     /// Let other users in.
@@ -134,9 +140,11 @@ impl Config {
             lease_ttl: args.lease_ttl.or(options.lease_ttl).unwrap_or(LEASE_TTL),
             max_hold: args.max_hold.or(options.max_hold).unwrap_or(MAX_HOLD),
             name_ttl: args.name_ttl.or(options.name_ttl),
+            plain_ttl: args.plain_ttl.or(options.plain_ttl).unwrap_or(PLAIN_TTL),
             lock_wait: args.lock_wait.or(options.lock_wait).unwrap_or(LOCK_WAIT),
             max_payload,
             cache_size: args.cache_size.or(options.cache_size).unwrap_or(CACHE_SIZE),
+            publish_events: args.publish_events || options.publish_events,
             read_only: args.read_only || options.read_only,
             allow_other: args.allow_other || options.allow_other,
             nonempty: options.nonempty,

@@ -11,6 +11,7 @@ pub mod client;
 pub mod edit;
 pub mod find;
 pub mod locks;
+pub mod log;
 pub mod server;
 pub mod status;
 pub mod wire;
@@ -42,6 +43,20 @@ pub enum Request {
     Edit {
         path: String,
     },
+    /// What happened to controllers; with `follow`, also what will.
+    Log {
+        path: String,
+        follow: bool,
+    },
+    Publish {
+        path: String,
+        text: String,
+    },
+    /// How loud a run is to be; without `level` only said.
+    Level {
+        path: String,
+        level: Option<String>,
+    },
     /// Comes with the document that the locked controller is to hold.
     Commit,
     /// The locks that are held: of a controller, of a run, or all.
@@ -71,6 +86,8 @@ pub enum Answer {
     Source(String),
     Cache(Box<cache::Row>),
     Locked,
+    Log(log::LogLine),
+    Level(log::RunLevel),
     Lock(Box<locks::Row>),
     /// Whether it was still held.
     Released(bool),
@@ -203,6 +220,9 @@ pub fn handle(context: &Context, peer: &mut Peer<'_>, request: Request) -> Resul
             context.source.to_string_lossy().into_owned(),
         )),
         Request::Cache { action, path } => cache::act(context, peer, action, &path),
+        Request::Log { path, follow } => log::log(context, peer, &path, follow),
+        Request::Publish { path, text } => log::publish(context, peer, &path, &text),
+        Request::Level { path, level } => log::level(context, peer, &path, level.as_deref()),
         Request::Edit { path } => edit::edit(context, peer, &path),
         Request::Locks { path } => locks::list(context, peer, &path),
         Request::Lock { path, ttl, label } => locks::lock(context, peer, &path, ttl, label),

@@ -71,12 +71,14 @@ counted! {
         Fallocate = "fallocate",
         Lseek = "lseek",
         CopyFileRange = "copy_file_range",
+        Getlk = "getlk",
+        Setlk = "setlk",
     }
 }
 
 counted! {
     /// What happens to controllers.
-    Event {
+    Counted {
         /// An `open` for reading was served from the daemon's memory …
         FromMemory = "read from memory",
         /// … from the cache entry …
@@ -85,11 +87,25 @@ counted! {
         FromDisk = "read from disk",
         /// A read went to the disk because the store could not be asked.
         CacheAway = "read without cache",
+        /// The cache was asked and did not have it.
+        CacheMiss = "cache miss",
+        CacheRefreshed = "cache refreshed",
+        CacheEvicted = "cache entries removed",
         Committed = "commit",
         Refused = "refusal",
+        Kept = "refused content kept",
+        Removed = "removal",
+        ChangedElsewhere = "change elsewhere",
+        LockWaits = "lock waited for",
         LockTaken = "lock taken",
         LockAdopted = "lock adopted",
         LockRefused = "lock not taken",
+        LockRenewed = "lock renewed",
+        LockReleased = "lock released",
+        LockForced = "lock released by force",
+        LockLost = "lock lost",
+        Message = "message",
+        Trigger = "trigger",
         DebtMade = "debt made",
         DebtPaid = "debt paid",
     }
@@ -101,7 +117,7 @@ const MOST_SAMPLES: usize = 15;
 const LEAST: Duration = Duration::from_secs(1);
 
 static OPS: [Histogram; Op::ALL.len()] = [const { Histogram::new() }; Op::ALL.len()];
-static EVENTS: [AtomicU64; Event::ALL.len()] = [const { AtomicU64::new(0) }; Event::ALL.len()];
+static EVENTS: [AtomicU64; Counted::ALL.len()] = [const { AtomicU64::new(0) }; Counted::ALL.len()];
 static CALLS: Mutex<BTreeMap<&'static str, Histogram>> = Mutex::new(BTreeMap::new());
 
 /// Times an operation of the kernel's, until it is dropped.
@@ -124,7 +140,7 @@ impl Drop for Timed {
 }
 
 /// `event` happened.
-pub fn count(event: Event) {
+pub fn count(event: Counted) {
     EVENTS[event as usize].fetch_add(1, Relaxed);
 }
 
@@ -173,7 +189,7 @@ pub fn calls(uptime: Duration) -> Vec<Line> {
 
 /// What came so far of events.
 pub fn events() -> BTreeMap<String, u64> {
-    let each = Event::ALL.iter();
+    let each = Counted::ALL.iter();
     let each = each.map(|event| {
         (
             event.name().to_owned(),

@@ -63,6 +63,15 @@ pub enum Error {
     /// The lock service cannot be reached.
     #[error("the lock service cannot be reached: {0}")]
     Store(#[from] StoreError),
+    /// The status channel cannot be reached.
+    #[error("the message was not published: {0}")]
+    Unpublished(StoreError),
+    /// What was appended to a virtual log has a line beyond this, in bytes.
+    #[error("a line of {size} bytes is more than a message may have ({max})")]
+    LineTooLong { size: usize, max: usize },
+    /// What was appended to a virtual log is no text.
+    #[error("a message is UTF-8 text without control characters")]
+    NotText,
     /// Beyond `--max-payload`, in bytes.
     #[error("{size} bytes are more than --max-payload allows ({max})")]
     TooLarge { size: u64, max: u64 },
@@ -84,6 +93,9 @@ impl Error {
             Self::ReadOnlyRun | Self::ReadOnlyMount => Errno::ROFS,
             Self::StaleBase | Self::LeaseLost(_) | Self::Superseded => Errno::STALE,
             Self::Store(_) => Errno::NOLCK,
+            Self::Unpublished(_) => Errno::COMM,
+            Self::LineTooLong { .. } => Errno::MSGSIZE,
+            Self::NotText => Errno::INVAL,
             Self::TooLarge { .. } => Errno::FBIG,
             Self::RoundTrip => Errno::IO,
         }

@@ -7,10 +7,15 @@ mod data;
 pub mod flush;
 pub mod handle;
 pub mod inode;
+pub mod inodes;
 pub mod local;
+pub mod lock;
 pub mod lockfile;
+pub mod locks;
+pub mod logfile;
 mod names;
 pub mod open;
+pub mod pages;
 pub mod plain;
 pub mod walk;
 mod xattr;
@@ -18,6 +23,7 @@ mod xattr;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
@@ -29,16 +35,13 @@ use crate::nodb::controller::Controller;
 use crate::nodb::generation::Generation;
 use crate::nodb::lock::Asking;
 use crate::nodb::staging::Staging;
-use crate::node::{Node, is_controller, is_dump, is_hidden};
+use crate::node::{Node, goes_with_controllers, is_controller, is_dump, is_hidden};
 use attr::Attr;
 use credentials::Caller;
 use handle::{DirEntry, Handles};
 use inode::{Inode, Place};
+use pages::Treat;
 use plain::{Plain, SetAttr};
-
-/// How long the kernel may trust names and attributes of plain files. A change behind the mount's
-/// back shows after that at the latest; a name that was missing shows at once.
-pub const PLAIN_TTL: Duration = Duration::from_secs(1);
 
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -57,13 +60,11 @@ pub struct Entry {
 /// How the kernel is to treat an open file.
 #[derive(Clone, Debug)]
 pub enum Opened {
-    /// A plain file. Without `flush`, nobody need hear of its closing. The kernel may go to the lower
-    /// file by itself, but not where it is `set_id`: it would write with the daemon's rights, and the
-    /// bits would stay.
+    /// A plain file. Without `flush`, nobody need hear of its closing.
     Plain {
         fd: Arc<OwnedFd>,
         flush: bool,
-        set_id: bool,
+        treat: Treat,
     },
     /// A generation: pages stay.
     Generation,
@@ -85,15 +86,22 @@ pub struct Open {
 pub struct Fs {
     plain: Arc<Plain>,
     nodb: Nodb,
+    /// How long the kernel may trust names, missing ones too, and attributes of plain files. A change behind
+    /// the mount's back shows after that at the latest.
+    plain_ttl: Duration,
     handles: Handles,
+    /// Nobody is to wait for a lock any more.
+    ending: AtomicBool,
 }
 
 impl Fs {
-    pub fn new(plain: Arc<Plain>, nodb: Nodb) -> Self {
+    pub fn new(plain: Arc<Plain>, nodb: Nodb, plain_ttl: Duration) -> Self {
         Self {
             plain,
             nodb,
+            plain_ttl,
             handles: Handles::default(),
+            ending: AtomicBool::default(),
         }
     }
 
@@ -114,19 +122,42 @@ impl Fs {
     /// renamed onto a controller's name.
     fn became(&self, inode: &Inode) -> Option<Arc<Controller>> {
         // asked of the inode, not of the file: that may have been replaced already
-        let regular = inode.ident.format == libc::S_IFREG;
-        let place = inode.places().into_iter().next()?;
-        (regular && is_controller(&place.name)).then(|| self.nodb.controllers.at(&place))
+        if inode.ident.format != libc::S_IFREG || !inode.is_named(is_controller)? {
+            return None;
+        }
+        Some(self.nodb.controllers.at(&inode.place()?))
     }
 
     fn plain_entry(&self, name: &OsStr, inode: &Inode, attr: Attr) -> Entry {
+        inode.told.tell(&attr);
         // a symlink may become a regular file, and the kernel takes what it knows of a dump's name along
         let ttl = if is_controller(name) || is_dump(name) {
             self.nodb.settled_name_ttl()
         } else {
-            PLAIN_TTL
+            self.plain_ttl
         };
-        entry(inode.id, attr, ttl, plain_attr_ttl(&attr).min(ttl))
+        let attr_ttl = self.plain_attr_ttl(inode, &attr).min(ttl);
+        entry(inode.id, attr, ttl, attr_ttl)
+    }
+
+    /// A write takes the set-uid bits away without the kernel hearing of it, and one through a mapping of
+    /// the lower file changes its times.
+    fn plain_attr_ttl(&self, inode: &Inode, attr: &Attr) -> Duration {
+        if attr.is_set_id() || inode.changes_unheard() {
+            Duration::ZERO
+        } else {
+            self.plain_ttl
+        }
+    }
+
+    /// How long the kernel may believe that there is no `name`. The names that go with controllers come
+    /// and go without a file.
+    pub fn missing_ttl(&self, name: &OsStr) -> Duration {
+        if goes_with_controllers(name) {
+            Duration::ZERO
+        } else {
+            self.plain_ttl
+        }
     }
 
     /// The name leads here for `name_ttl`, unless the file has other names by which it may change.
@@ -165,7 +196,8 @@ impl Fs {
                     }
                     (attr, _) => attr?,
                 };
-                Ok((attr, plain_attr_ttl(&attr)))
+                inode.told.tell(&attr);
+                Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) => {
                 let attr = self.nodb.attr_now(&generation);
@@ -173,18 +205,16 @@ impl Fs {
             }
             Node::Staging(staging) => Ok((staging.attr(), Duration::ZERO)),
             Node::Lock(file) => Ok((file.attr(), Duration::ZERO)),
+            Node::Log(file) => Ok((file.attr(), Duration::ZERO)),
         }
     }
 
     /// Whether changing the attributes of `id` may wait.
     pub fn setattr_may_wait(&self, id: u64) -> bool {
         match self.plain.inodes.get(id) {
-            Ok(Node::Plain(inode)) => inode
-                .places()
-                .first()
-                .is_some_and(|place| is_controller(&place.name)),
+            Ok(Node::Plain(inode)) => inode.is_named(is_controller) == Some(true),
             Ok(Node::Generation(_) | Node::Lock(_)) => true,
-            Ok(Node::Staging(_)) | Err(_) => false,
+            Ok(Node::Staging(_) | Node::Log(_)) | Err(_) => false,
         }
     }
 
@@ -206,7 +236,8 @@ impl Fs {
                     return Ok((attr, Duration::ZERO));
                 }
                 let attr = self.plain.setattr(&inode, fd.as_deref(), set, caller)?;
-                Ok((attr, plain_attr_ttl(&attr)))
+                inode.told.tell(&attr);
+                Ok((attr, self.plain_attr_ttl(&inode, &attr)))
             }
             Node::Generation(generation) if self.nodb.is_current(&generation) => {
                 let attr = self.set_controller(&generation.controller, set, caller)?;
@@ -228,6 +259,7 @@ impl Fs {
                 Ok((staging.attr(), Duration::ZERO))
             }
             Node::Lock(file) => Ok((self.nodb.set_lock(&file, set, caller)?, Duration::ZERO)),
+            Node::Log(file) => Ok((self.nodb.set_log(&file, set)?, Duration::ZERO)),
         }
     }
 
@@ -258,6 +290,7 @@ impl Fs {
             Node::Generation(generation) => self.plain.statfs(&generation.controller.place.dir),
             Node::Staging(staging) => self.plain.statfs(&staging.controller.place.dir),
             Node::Lock(file) => self.plain.statfs(&file.place.dir),
+            Node::Log(file) => self.plain.statfs(&file.controller.place.dir),
         }
     }
 
@@ -360,15 +393,6 @@ impl Fs {
 
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.plain.rmdir(&self.place(parent, name)?)
-    }
-}
-
-/// A write takes the set-uid bits away without the kernel hearing of it.
-fn plain_attr_ttl(attr: &Attr) -> Duration {
-    if attr.is_set_id() {
-        Duration::ZERO
-    } else {
-        PLAIN_TTL
     }
 }
 

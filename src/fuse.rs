@@ -2,6 +2,7 @@
 //! this file, its children and the life of the mount name `fuser`.
 
 mod convert;
+mod lock;
 mod notify;
 mod passthrough;
 mod reply;
@@ -16,10 +17,10 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Runtime;
 
@@ -27,6 +28,8 @@ use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
+use crate::fs::lock::At;
+use crate::fs::locks::Sort;
 use crate::fs::plain::SetAttr;
 use crate::mount::{ClaimedSource, THREADS};
 use crate::node::touches_the_store;
@@ -38,6 +41,9 @@ const MAX_WRITE: u32 = 1 << 20;
 
 /// How many operations may wait for the store, for locks or for the disk's `fsync` at a time.
 const WAITING: usize = 256;
+
+/// How many callers may wait for a `flock` or `fcntl` lock at a time.
+const PATIENT: usize = 4096;
 
 /// How many of the session's threads may be in such an operation themselves, which saves the way to
 /// another thread. The others are left for plain files.
@@ -53,6 +59,8 @@ pub struct Adapter {
     passthrough: Arc<Passthrough>,
     /// Threads for operations that may wait, so that enough of the session's never do.
     waiting: Option<Runtime>,
+    /// Threads that wait for locks as long as it takes: whoever holds one may need those above.
+    patient: Option<Runtime>,
     /// How many of the session's threads are in an operation that may wait.
     inline: AtomicUsize,
     /// POSIX ACLs count where other users than the mount's own come in.
@@ -80,15 +88,26 @@ impl Adapter {
             .max_blocking_threads(WAITING)
             .thread_name("nodbfs-waiting")
             .build()?;
+        let patient = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(PATIENT)
+            .thread_name("nodbfs-patient")
+            .build()?;
         Ok(Self {
             fs,
             passthrough: Arc::default(),
             waiting: Some(waiting),
+            patient: Some(patient),
             inline: AtomicUsize::new(0),
             acl,
             stacked,
             _claimed: claimed,
         })
+    }
+
+    /// To be called when the kernel can be told of what it does not hear by itself.
+    pub fn connect(&self) -> impl FnOnce(Notifier) + use<> {
+        let passthrough = self.passthrough.clone();
+        move |kernel| passthrough.connect(kernel)
     }
 
     /// Runs `work` here, or, if it may wait and too many are waiting here, elsewhere.
@@ -132,10 +151,18 @@ impl Filesystem for Adapter {
             ),
             (true, InitFlags::FUSE_PARALLEL_DIROPS),
             (true, InitFlags::FUSE_ASYNC_DIO),
+            // a node that the kernel has forgotten cannot be found again by its number: better no file
+            // handles than ones that go stale
+            (true, InitFlags::FUSE_NO_EXPORT_SUPPORT),
             // the umask gives way to a directory's default ACL, which the daemon can see
             (true, InitFlags::FUSE_DONT_MASK),
             // measured: without it the kernel asks for security.capability before every write
             (true, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
+            // locks are the source's too, and a controller's are the distributed ones
+            (
+                true,
+                InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
+            ),
             (self.acl, InitFlags::FUSE_POSIX_ACL),
             (
                 rustix::process::geteuid().is_root(),
@@ -157,22 +184,29 @@ impl Filesystem for Adapter {
     }
 
     fn destroy(&mut self) {
-        if let Some(waiting) = self.waiting.take() {
-            waiting.shutdown_timeout(DRAIN);
+        self.fs.end_waits();
+        let threads = [self.waiting.take(), self.patient.take()];
+        for threads in threads.into_iter().flatten() {
+            threads.shutdown_timeout(DRAIN);
         }
+        self.fs.nodb().end_flocks();
         self.fs.nodb().tidy();
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let timed = time(Op::Lookup);
         let caller = caller(request);
-        if self.fs.lookup_may_wait(parent.0, name, caller) {
-            let name = name.to_owned();
-            return self.run(true, timed, move |fs| {
-                reply::entry(reply, fs.lookup(parent.0, &name, caller))
-            });
+        match self.fs.lookup_at_once(parent.0, name, caller) {
+            Some(Err(Error::Source(Errno::NOENT))) => {
+                return reply::missing(reply, self.fs.missing_ttl(name));
+            }
+            Some(answer) => return reply::entry(reply, answer),
+            None => {}
         }
-        reply::entry(reply, self.fs.lookup(parent.0, name, caller));
+        let name = name.to_owned();
+        self.run(true, timed, move |fs| {
+            reply::entry(reply, fs.lookup(parent.0, &name, caller))
+        });
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -362,7 +396,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -372,23 +406,32 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _timed = time(Op::Write);
-        let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        reply::write(reply, self.fs.write(fh.0, offset, data, kill_privileges));
+        let timed = time(Op::Write);
+        let caller = caller(request);
+        let unprivileged = write_flags
+            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            .then_some(caller);
+        if let Some(written) = self.fs.write(fh.0, offset, data, unprivileged) {
+            return reply::write(reply, written);
+        }
+        let data = data.to_vec();
+        self.run(true, timed, move |fs| {
+            reply::write(reply, fs.append(fh.0, &data, caller));
+        });
     }
 
     fn flush(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let timed = time(Op::Flush);
         let caller = caller(request);
         self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
-            reply::empty(reply, fs.flush(fh.0, caller))
+            reply::empty(reply, fs.flush(ino.0, fh.0, lock_owner.0, caller))
         });
     }
 
@@ -398,14 +441,16 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let timed = time(Op::Release);
         self.passthrough.detach(ino.0, fh.0);
+        // the kernel names one here where there was a `flock`
+        let flocked = lock_owner.is_some();
         self.run(self.fs.close_may_wait(fh.0), timed, move |fs| {
-            fs.release(fh.0);
+            fs.release(ino.0, fh.0, flocked);
             reply.ok();
         });
     }
@@ -479,13 +524,13 @@ impl Filesystem for Adapter {
     fn releasedir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
         let _timed = time(Op::Releasedir);
-        self.fs.release(fh.0);
+        self.fs.release(ino.0, fh.0, false);
         reply.ok();
     }
 
@@ -523,7 +568,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -532,13 +577,14 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let timed = time(Op::Setxattr);
+        let (flags, caller) = (flags as u32, caller(request));
         if self.fs.xattr_may_wait(ino.0, name) {
             let (name, value) = (name.to_owned(), value.to_owned());
             return self.run(true, timed, move |fs| {
-                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags as u32));
+                reply::empty(reply, fs.setxattr(ino.0, &name, &value, flags, caller));
             });
         }
-        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags as u32));
+        reply::empty(reply, self.fs.setxattr(ino.0, name, value, flags, caller));
     }
 
     fn getxattr(
@@ -599,6 +645,72 @@ impl Filesystem for Adapter {
                 &passthrough,
                 fs.create(parent.0, &name, mode, umask, flags, caller),
             );
+        });
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        // a `flock` cannot be asked for
+        let wanted = lock::wanted(request, Sort::Range, owner, (start, end), kind, 0);
+        let at = At {
+            id: ino.0,
+            handle: fh.0,
+        };
+        self.run(true, time(Op::Getlk), move |fs| {
+            let answer = wanted.and_then(|wanted| fs.lock_in_the_way(at, &wanted));
+            lock::in_the_way(reply, answer);
+        });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let sort = lock::sort(request, fh, owner);
+        let wanted =
+            sort.and_then(|sort| lock::wanted(request, sort, owner, (start, end), kind, pid));
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => return reply::empty(reply, Err(error)),
+        };
+        let at = At {
+            id: ino.0,
+            handle: fh.0,
+        };
+        let Some(patient) = self
+            .patient
+            .as_ref()
+            .map(|patient| patient.handle().clone())
+        else {
+            return reply.error(FuseErrno::EINTR);
+        };
+        let patiently = self.fs.clone();
+        self.run(true, time(Op::Setlk), move |fs| {
+            match fs.lock_at_once(at, &wanted, sleep) {
+                Some(answer) => reply::empty(reply, answer),
+                None => drop(patient.spawn_blocking(move || {
+                    reply::empty(reply, patiently.await_lock(at, &wanted, sleep))
+                })),
+            }
         });
     }
 

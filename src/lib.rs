@@ -14,6 +14,7 @@ pub mod error;
 pub mod fs;
 pub mod fuse;
 pub mod hint;
+pub mod memory;
 pub mod mount;
 pub mod nodb;
 pub mod node;

@@ -1,6 +1,7 @@
 //! The life of a mount: repair what a crash left, check, build, mount, say so, serve, and end in
 //! an orderly way whoever asks for it.
 
+pub mod atime;
 pub mod background;
 pub mod guard;
 pub mod presence;
@@ -21,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::Mode;
+use rustix::fs::{Mode, fstatvfs};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use sd_notify::NotifyState;
 use tracing::{debug, error, info, warn};
@@ -85,6 +86,9 @@ where
     source::check_not_mounted(&config.mountpoint)?;
     let source = Source::open(&config.source)?;
     source::check_mountpoint(&config.mountpoint, &source, config.nonempty)?;
+    let below = fstatvfs(&source)
+        .context("cannot look at the source")?
+        .f_flag;
     let Built {
         filesystem,
         connected,
@@ -99,7 +103,7 @@ where
     umask(Mode::empty());
 
     armed.set();
-    let session = session::mount(config, filesystem)?;
+    let session = session::mount(config, below, filesystem)?;
     connected(session.notifier());
     let at = table::canonical(&config.mountpoint)?;
     let _guard = guard::Guard::start(&at);

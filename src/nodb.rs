@@ -1,5 +1,6 @@
 //! Controllers: the documents, who they are, and how they are read and committed.
 
+pub mod append;
 pub mod attributes;
 pub mod cached;
 pub mod caller;
@@ -8,11 +9,13 @@ pub mod controller;
 pub mod debts;
 pub mod document;
 pub mod facts;
+pub mod flock;
 pub mod generation;
 pub mod identity;
 pub mod leftovers;
 pub mod lock;
 pub mod lockfile;
+pub mod logfile;
 pub mod moved;
 pub mod publish;
 pub mod read;
@@ -24,6 +27,7 @@ pub mod seen;
 pub mod session;
 pub mod session_lock;
 pub mod staging;
+mod told;
 pub mod transaction;
 pub mod writer;
 
@@ -42,8 +46,10 @@ use crate::fs::inode::{Inode, Place};
 use crate::fs::plain::Plain;
 use crate::step::{self, Step};
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 use controller::{Controller, Controllers};
 use debts::Debts;
+use flock::Flocks;
 use generation::Payloads;
 use lock::Locker;
 use lockfile::LockFiles;
@@ -74,13 +80,17 @@ pub struct Settings {
     /// which trust what `stat` says (PROTOCOL.md 5). A notice would come late while the daemon is stopped,
     /// or while the kernel holds the directory for a rename that waits for its lock.
     pub name_ttl: Duration,
+    /// Whether nodbfs's own commits and lock events are published on the status channels.
+    pub publish_events: bool,
 }
 
-/// The way to tell the kernel that a name leads elsewhere.
+/// The way to tell the kernel that what it remembers is no longer so.
 pub trait Kernel: Send + Sync + fmt::Debug {
     /// Makes the kernel look `name` in the directory `dir` up again. With `wait`, returns when it
     /// has; without, some time before it does.
     fn entry_changed(&self, dir: u64, name: &OsStr, wait: bool);
+    /// Makes the kernel ask for the attributes of the inode `id` again.
+    fn attributes_changed(&self, id: u64);
 }
 
 /// The controllers of a mount.
@@ -91,8 +101,10 @@ pub struct Nodb {
     kernel: Arc<dyn Kernel>,
     settings: Settings,
     pub controllers: Arc<Controllers>,
+    pub telemetry: Arc<Telemetry>,
     payloads: Payloads,
     locker: Locker,
+    flocks: Flocks,
     lock_files: LockFiles,
     rejected: Rejected,
     debts: Debts,
@@ -112,17 +124,26 @@ impl Nodb {
         settings: Settings,
     ) -> io::Result<Self> {
         let controllers = Arc::<Controllers>::default();
+        let telemetry = Arc::<Telemetry>::default();
+        telemetry.connect(&store, settings.publish_events)?;
         Ok(Self {
             plain,
             kernel,
             controllers,
             payloads: Payloads::new(settings.cache_size),
-            locker: Locker::new(store.clone(), settings.lock_wait, settings.lease_ttl)?,
+            locker: Locker::new(
+                store.clone(),
+                telemetry.clone(),
+                settings.lock_wait,
+                settings.lease_ttl,
+            )?,
+            flocks: Flocks::default(),
             lock_files: LockFiles::default(),
             rejected: Rejected::new(&settings.state_dir, Bounds::default()),
             debts: Debts::new(&settings.state_dir, store.clone()),
             moved: Moved::default(),
             reaper: Reaper::start()?,
+            telemetry,
             store,
             settings,
         })
@@ -136,6 +157,7 @@ impl Nodb {
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));
         self.debts.pay();
+        self.plain.inodes.shrink();
     }
 
     /// How long the kernel may remember where the controller's name leads. To be asked before the look at
@@ -181,6 +203,11 @@ impl Nodb {
                 Err(error) => debug!(?name, %error, "a leftover stays"),
             }
         }
+    }
+
+    /// The kernel, to be told what has changed.
+    pub fn kernel(&self) -> &dyn Kernel {
+        &*self.kernel
     }
 
     /// Where cache and locks live.

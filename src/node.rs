@@ -1,12 +1,13 @@
 //! The kinds of nodes the kernel can hold a number of, and which names are controllers'.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crate::fs::inode::Inode;
 use crate::nodb::generation::Generation;
 use crate::nodb::lockfile::LockFile;
+use crate::nodb::logfile::LogFile;
 use crate::nodb::staging::Staging;
 
 /// What a number of the kernel's stands for.
@@ -20,6 +21,8 @@ pub enum Node {
     Staging(Arc<Staging>),
     /// The virtual file that shows a controller's lock.
     Lock(Arc<LockFile>),
+    /// The virtual file that shows a controller's log.
+    Log(Arc<LogFile>),
 }
 
 impl Node {
@@ -30,6 +33,7 @@ impl Node {
             Self::Generation(generation) => generation.id,
             Self::Staging(staging) => staging.id,
             Self::Lock(file) => file.id,
+            Self::Log(file) => file.id,
         }
     }
 }
@@ -61,9 +65,37 @@ pub fn touches_the_store(name: &OsStr) -> bool {
     is_controller(name) || locked_by(name).is_some()
 }
 
+/// Under which name a controller's log is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogName {
+    /// `x.nodb.log`.
+    Virtual,
+    /// `x.log`, which NoDb processes write.
+    Real,
+}
+
+/// The controller whose log may show under this name.
+pub fn log_of(name: &OsStr) -> Option<(OsString, LogName)> {
+    let stem = OsStr::from_bytes(name.as_bytes().strip_suffix(b".log")?);
+    if is_controller(stem) {
+        return Some((stem.to_owned(), LogName::Virtual));
+    }
+    let mut controller = stem.to_owned();
+    controller.push(".nodb");
+    is_controller(&controller).then_some((controller, LogName::Real))
+}
+
 /// Whether the name belongs to a commit of nodbfs and is nobody else's to see.
 pub fn is_hidden(name: &OsStr) -> bool {
     name.as_bytes().starts_with(TEMPORARY.as_bytes())
+}
+
+/// Whether the name is a controller's, or may be one that only the mount knows: of its lock, its log, a
+/// commit under way.
+pub fn goes_with_controllers(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let mut parts = name.windows(CONTROLLER.len());
+    name.ends_with(b".log") || parts.any(|part| part == CONTROLLER)
 }
 
 /// Whether `name` is the temporary file of a NoDb process that is dumping `target`:
@@ -103,6 +135,16 @@ mod tests {
             "wepp.nodb~",
         ] {
             assert!(!is_controller(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_goes_with_controllers_is_told_by_its_name() {
+        for name in ["wepp.nodb", "wepp.nodb.lock", "wepp.log", ".nodbfs-1-2"] {
+            assert!(goes_with_controllers(OsStr::new(name)), "{name}");
+        }
+        for name in ["p1.sol", "READONLY", "log", "nodb", ""] {
+            assert!(!goes_with_controllers(OsStr::new(name)), "{name}");
         }
     }
 

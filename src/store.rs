@@ -4,6 +4,7 @@
 //! All calls are synchronous and return within a limit of their own, so callers may hold them
 //! against a deadline. None is made by an operation on a plain file (promise 8).
 
+mod acquire;
 pub mod embedded;
 pub mod lease;
 mod meanwhile;
@@ -14,6 +15,7 @@ pub mod waiting;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 pub use meanwhile::Meanwhile;
@@ -87,6 +89,23 @@ impl LockName {
             runid: runid.to_owned(),
             relpath: relpath.to_owned(),
         })
+    }
+
+    /// The controller: the file's name without its ending.
+    pub fn controller(&self) -> &str {
+        let name = self.relpath.rsplit('/').next().unwrap_or_default();
+        name.strip_suffix(".nodb").unwrap_or(name)
+    }
+
+    /// The controller's status channel, `<runid>:<controller>`, or the omni controller's for its child
+    /// runs.
+    pub fn channel(&self) -> String {
+        let dir = self.relpath.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let controller = match dir.starts_with("_pups/omni/") {
+            true => "omni",
+            false => self.controller(),
+        };
+        format!("{}:{controller}", self.runid)
     }
 }
 
@@ -241,10 +260,38 @@ pub trait Locks: Send + Sync {
     fn touch(&self, runid: &str, last_modified: i64) -> Result<(), StoreError>;
 }
 
-/// The status channel (PROTOCOL.md 7).
+/// The status channel and the log levels (PROTOCOL.md 2 and 7). By default a store that tells nothing.
 pub trait Status: Send + Sync {
     /// Publishes the bare message text.
     fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError>;
+    /// From now on `news` is told of the runs that are followed.
+    fn listen(&self, _news: Weak<dyn News>) {}
+    /// The channels and the log level of a run are to be told. Returns at once and needs no connection.
+    fn follow(&self, _runid: &str) {}
+    /// They need not be told any more.
+    fn unfollow(&self, _runid: &str) {}
+    /// The log level of a run as it is set, whatever it is (PROTOCOL.md 2).
+    fn level(&self, _runid: &str) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+    /// Sets the log level of a run, or removes it.
+    fn set_level(&self, _runid: &str, _level: Option<&str>) -> Result<(), StoreError> {
+        Err(StoreError {
+            kind: StoreErrorKind::Refused,
+            during: "set log level",
+            cause: "this store keeps none".to_owned(),
+        })
+    }
+}
+
+/// Who is told what happens on status channels and to log levels, by a thread of the store's.
+pub trait News: Send + Sync {
+    /// The bare text of a message.
+    fn message(&self, channel: &str, text: &str);
+    /// The level that is set, if any.
+    fn level(&self, runid: &str, level: Option<&str>);
+    /// Whether messages of the run arrive.
+    fn following(&self, runid: &str, on: bool);
 }
 
 /// A store is all three.

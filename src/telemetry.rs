@@ -1,123 +1,68 @@
-//! The daemon's log: how much, and where. Counters and the virtual logs are kept elsewhere.
+//! What is told of what happens (promise 11): every [`event`] is counted, written into its
+//! controller's [`journal`], which `x.nodb.log` shows, and into the daemon's log, whose [`output`] is
+//! chosen at the start. What is published on the status channels of the runs that are followed joins
+//! it in the [`journal`]s ([`channel`]). How loud a run is to be is a [`level`] in the store.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IsTerminal};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::Mutex;
+pub mod channel;
+pub mod event;
+pub mod journal;
+pub mod level;
+pub mod line;
+pub mod output;
 
-use anyhow::{Context, Result};
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing::{debug, error, info, warn};
 
-use crate::config::{Log, LogTo};
-use crate::hint::Hinted;
+use crate::counters;
+use crate::store::LockName;
+use channel::Runs;
+use event::Event;
+use journal::Journals;
+use level::Level;
 
-/// Starts logging. Lines carry UTC time stamps.
-///
-/// # Errors
-/// A log file that was asked for cannot be opened.
-pub fn init(log: &Log) -> Result<()> {
-    let (writer, ansi) = match &log.to {
-        LogTo::Stderr => (
-            fmt::writer::BoxMakeWriter::new(io::stderr),
-            io::stderr().is_terminal(),
-        ),
-        to => (
-            fmt::writer::BoxMakeWriter::new(Mutex::new(open(to)?)),
-            false,
-        ),
-    };
-    let lines = fmt::layer()
-        .with_writer(writer)
-        .with_ansi(ansi)
-        .with_target(false);
-    tracing_subscriber::registry()
-        .with(lines.with_filter(levels(log.level)))
-        .init();
-    Ok(())
+/// The telemetry of a mount.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    journals: Journals,
+    runs: Runs,
 }
 
-/// Opens the log file for appending, its directory made as needed; `/dev/null` if a log of the
-/// daemon's own cannot be had.
-pub fn open(to: &LogTo) -> Result<File> {
-    let file = match to {
-        LogTo::Stderr => null(),
-        LogTo::OwnFile(path) => append(path).or_else(|_| null()),
-        LogTo::File(path) => append(path),
-    };
-    file.with_context(|| {
-        let path = if let LogTo::File(path) = to {
-            path
-        } else {
-            Path::new("/dev/null")
-        };
-        Hinted::failure(
-            format!("cannot open the log file {}", path.display()),
-            "name another one with --log-file PATH",
-        )
-    })
-}
-
-/// Paths and reasons in a log are the owner's business only.
-fn append(path: &Path) -> io::Result<File> {
-    if let Some(directory) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-    }
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-}
-
-fn null() -> io::Result<File> {
-    OpenOptions::new().append(true).open("/dev/null")
-}
-
-/// fuser tells every request at debug level, and each mount and unmount at info; its debug lines
-/// are for `trace` only.
-fn levels(level: LevelFilter) -> Targets {
-    let fuser = match level {
-        LevelFilter::TRACE => LevelFilter::DEBUG,
-        level => level.min(LevelFilter::WARN),
-    };
-    Targets::new()
-        .with_default(level)
-        .with_target("fuser", fuser)
-}
-
-#[cfg(test)]
-mod tests {
-    use tracing::Level;
-
-    use super::*;
-
-    #[test]
-    fn fuser_is_quiet_below_trace() {
-        assert!(!levels(LevelFilter::DEBUG).would_enable("fuser::session", &Level::INFO));
-        assert!(levels(LevelFilter::DEBUG).would_enable("nodbfs::mount", &Level::DEBUG));
-        assert!(levels(LevelFilter::DEBUG).would_enable("fuser::session", &Level::WARN));
-        assert!(levels(LevelFilter::TRACE).would_enable("fuser::session", &Level::DEBUG));
-        assert!(!levels(LevelFilter::ERROR).would_enable("fuser::session", &Level::WARN));
+impl Telemetry {
+    /// Something happened to a controller. Takes some microseconds and waits for nothing.
+    pub fn note(&self, of: &LockName, event: &Event<'_>) {
+        if let Some(counted) = event.counted() {
+            counters::count(counted);
+        }
+        let level = event.level();
+        if level < self.runs.level(&of.runid) && !event.is_always_shown() {
+            return;
+        }
+        let message = event.to_string();
+        tell(of, event, &message);
+        if event.is_published() {
+            self.runs.publish(of, &message);
+        }
+        self.journals.add(of, line::line(of, level, &message));
     }
 
-    #[test]
-    fn only_a_file_that_was_asked_for_must_open() {
-        let scratch = tempfile::tempdir().unwrap();
-        let blocked = scratch.path().join("file");
-        File::create(&blocked).unwrap();
-        let path = blocked.join("x.log");
-        assert!(open(&LogTo::OwnFile(path.clone())).is_ok());
-        assert!(open(&LogTo::File(path)).is_err());
-        let good = scratch.path().join("new/x.log");
-        open(&LogTo::File(good.clone())).unwrap();
-        assert!(good.exists());
+    /// What happened to whom.
+    pub fn journals(&self) -> &Journals {
+        &self.journals
+    }
+
+    /// The runs whose status channels are followed.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
+    }
+}
+
+/// Writes an event into the daemon's log, where a lock and a cache entry are everyday.
+fn tell(of: &LockName, event: &Event<'_>, message: &str) {
+    let (runid, controller) = (&of.runid, &of.relpath);
+    match event.level() {
+        Level::Debug => debug!(runid, controller, "{message}"),
+        Level::Info if event.is_everyday() => debug!(runid, controller, "{message}"),
+        Level::Info => info!(runid, controller, "{message}"),
+        Level::Warning => warn!(runid, controller, "{message}"),
+        Level::Error | Level::Critical => error!(runid, controller, "{message}"),
     }
 }

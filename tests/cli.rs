@@ -225,12 +225,14 @@ fn umount_of_what_is_not_ours() {
     }
 }
 
-/// What the mount helper makes of mount(8)'s arguments: one line per argument of `nodbfs`.
+/// What the mount helper makes of mount(8)'s arguments: one line per argument of what it calls.
 fn helped(args: &[&str]) -> (Option<i32>, String) {
     let bin = tempdir().unwrap();
-    let fake = bin.path().join("nodbfs");
-    fs::write(&fake, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
-    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    for program in ["nodbfs", "mount"] {
+        let fake = bin.path().join(program);
+        fs::write(&fake, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+        fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let path = format!(
         "{}:{}",
         bin.path().display(),
@@ -251,6 +253,8 @@ fn helped(args: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn the_mount_helper_speaks_mount_8() {
+    let root = rustix::process::geteuid().is_root();
+    let own = if root { "dev,suid," } else { "" };
     let (code, args) = helped(&[
         "/my runs",
         "/mnt",
@@ -262,13 +266,29 @@ fn the_mount_helper_speaks_mount_8() {
     ]);
     assert_eq!(
         (code, args.as_str()),
-        (Some(0), "mount\n-o\nrw,allow_other\n--\n/my runs\n/mnt\n")
+        (
+            Some(0),
+            format!("mount\n-o\n{own}rw,allow_other\n--\n/my runs\n/mnt\n").as_str()
+        )
     );
+    let bare = if root { "-o\ndev,suid\n" } else { "" };
     assert_eq!(
         helped(&["/runs", "/mnt"]),
-        (Some(0), "mount\n--\n/runs\n/mnt\n".into())
+        (Some(0), format!("mount\n{bare}--\n/runs\n/mnt\n"))
     );
     assert_eq!(helped(&["/runs", "/mnt", "-f"]), (Some(0), String::new()));
+    assert_eq!(
+        helped(&[
+            "/runs",
+            "/mnt",
+            "-o",
+            "ro,allow_other,remount,redis=x,noexec"
+        ]),
+        (
+            Some(0),
+            "--internal-only\n-o\nremount,ro,noexec\n/mnt\n".into()
+        )
+    );
     assert_eq!(helped(&["/runs"]).0, Some(2));
     assert_eq!(
         helped(&["/runs", "/mnt", "-N", "/proc/1/ns/mnt"]).0,

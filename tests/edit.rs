@@ -148,7 +148,7 @@ fn a_held_lock_is_tried_again_until_it_is_free() {
     assert!(failed.contains("held by elsewhere:17"), "{failed}");
     thread::scope(|scope| {
         let editing = scope.spawn(|| edit(&site.at(NAME), &["--tries", "9", "--set", "_n=1"]));
-        let refusals = || site.mount.log().matches("lock not taken").count();
+        let refusals = || site.mount.log().matches("lock refused").count();
         eventually("it was tried again", || refusals() >= 3);
         site.redis.cmd(&["DEL", &lock_key(NAME)]);
         let ended = editing.join().unwrap();

@@ -366,6 +366,26 @@ fn a_second_embedded_daemon_on_the_same_source_is_refused() {
     assert_done(&place.umount("mnt", &[]));
 }
 
+/// umount(8) returns before the daemon has ended; whoever mounts again then need not know.
+#[test]
+fn a_daemon_without_a_mount_is_waited_for() {
+    let mut place = Place::new();
+    let daemon = place.serve("run", "mnt");
+    place.signal(daemon, Signal::STOP);
+    let detached = Command::new("umount")
+        .args(["--lazy", "--internal-only"])
+        .arg(place.path("mnt"))
+        .status();
+    assert!(detached.unwrap().success());
+    let mut again = place.mount_command("run", "mnt").spawn().unwrap();
+    // the mount command asks for the source while the first daemon still has it
+    thread::sleep(Duration::from_millis(300));
+    place.signal(daemon, Signal::CONT);
+    assert!(again.wait().unwrap().success());
+    assert_eq!(place.exit_code(daemon), Some(0));
+    assert_done(&place.umount("mnt", &[]));
+}
+
 #[test]
 fn a_mount_in_use_is_unmounted_only_lazily() {
     let mut place = Place::new();

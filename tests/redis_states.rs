@@ -455,7 +455,7 @@ fn a_lease_that_was_taken_away_and_noticed_is_estale() {
     let writer = within("an open", move || File::options().write(true).open(path)).unwrap();
     site.redis.cmd(&["SET", &lock_key("wepp.nodb"), STRANGER]);
     eventually("the renewal notices", || {
-        site.mount.log().contains("the lock was lost")
+        site.mount.log().contains("lock lost")
     });
     let said = call("a commit", move || {
         writer.set_len(0)?;

@@ -7,6 +7,7 @@ mod common;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::run::{BOTH, KNOWN_AS, Kind, RUNID, Run, STRANGER};
 use serde_json::{Value, json};
@@ -195,6 +196,31 @@ fn a_lock_of_somebody_elses_is_respected() {
     run.redis().cmd(&["DEL", &run.lock_key(NAME)]);
     assert_eq!(run.python(NAME, &attempt("write('{}')")), "done");
     run.assert_settled(NAME);
+}
+
+/// A writer whose file is closed by its own `execve` is refused, and goes on: the kernel says nothing of a process in the
+/// middle of that, so nobody may wait to learn who it is.
+#[test]
+fn a_file_closed_by_execve_is_refused_and_hangs_nobody() {
+    let run = Run::with_args(Kind::Redis, &["--lock-wait", "300ms"]);
+    run.lock_away("fresh.nodb", STRANGER);
+    let code = r#"
+writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+os.write(writer, b"{}")
+os.execvp("echo", ["echo", "became another program"])
+"#;
+    let path = run.at("fresh.nodb");
+    let disk = run.on_disk("fresh.nodb");
+    let (done, ended) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn({
+        let disk = disk.clone();
+        // a program that hangs there cannot be killed: the test must not wait for it
+        move || drop(done.send(common::run::python(code, &[&path, &disk])))
+    });
+    let said = ended.recv_timeout(Duration::from_secs(60));
+    assert_eq!(said.as_deref(), Ok("became another program"));
+    assert!(!disk.exists());
+    assert_eq!(run.lock("fresh.nodb").as_deref(), Some(STRANGER));
 }
 
 /// Promise 5, on both stores: an open writer keeps the others out, and lets them in as it closes.

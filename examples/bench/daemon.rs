@@ -75,6 +75,15 @@ impl Daemon {
         Self::start(command, mountpoint, || is_fuse(&mounted))
     }
 
+    /// Another FUSE file system, which shows `source` at `mountpoint`.
+    pub fn peer(program: &str, args: &[&str], source: &OsStr, mountpoint: PathBuf) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(args).args([source, mountpoint.as_os_str()]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mounted = mountpoint.clone();
+        Self::start(command, mountpoint, || is_fuse(&mounted))
+    }
+
     /// Starts it and waits until it is `ready`.
     fn start(mut command: Command, mountpoint: PathBuf, ready: impl Fn() -> bool) -> Result<Self> {
         fs::create_dir_all(&mountpoint)?;

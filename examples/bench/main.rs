@@ -14,23 +14,28 @@ use clap::Parser;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+mod against;
 mod bare;
 mod commits;
 mod daemon;
 mod idle;
-mod plain;
+mod news;
 mod reads;
 #[path = "../../tests/common/redis.rs"]
 mod redis_server;
+mod report;
 mod rounds;
 #[path = "../../tests/common/sample/mod.rs"]
 #[allow(dead_code)] // shared with the tests, which use more of it
 mod sample;
+mod tree;
+mod workloads;
 
 use daemon::Daemon;
 use redis_server::RedisServer;
 use rounds::Rounds;
 use sample::{Rng, RunOptions, make_run};
+use tree::Shape;
 
 /// Measures nodbfs against a bare FUSE file system, against the bare system calls and against the
 /// source itself, in turn, and prints ratios.
@@ -40,9 +45,21 @@ struct Args {
     /// How often each of the things compared is measured
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Only the groups named: read, commit, plain, idle
+    /// Only the groups named: read, commit, news, idle, against
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     only: Vec<String>,
+    /// Only the workloads of the group against whose names contain TEXT
+    #[arg(long, value_name = "TEXT")]
+    workload: Vec<String>,
+    /// An eighth of the large workloads
+    #[arg(long)]
+    quick: bool,
+    /// Write the group against as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the group against as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Runs of the large tree of the group idle
     #[arg(long, default_value_t = 10_000)]
     runs: usize,
@@ -101,7 +118,7 @@ fn main() -> Result<()> {
     );
     let rounds = Rounds::new(args.rounds, interrupted);
     let wanted = |group: &str| args.only.is_empty() || args.only.iter().any(|only| only == group);
-    if wanted("read") || wanted("commit") || wanted("plain") {
+    if ["read", "commit", "news"].into_iter().any(wanted) {
         let bench = Bench::new(work.path(), &args.mount_option)?;
         if wanted("read") {
             reads::run(&rounds, &bench)?;
@@ -109,8 +126,8 @@ fn main() -> Result<()> {
         if wanted("commit") {
             commits::run(&rounds, &bench)?;
         }
-        if wanted("plain") {
-            plain::run(&rounds, &bench)?;
+        if wanted("news") {
+            news::run(&rounds, &bench)?;
         }
         println!(
             "resident after all that: embedded {}, redis {}\n",
@@ -120,6 +137,20 @@ fn main() -> Result<()> {
     }
     if wanted("idle") {
         idle::run(&rounds, work.path(), args.runs)?;
+    }
+    if wanted("against") {
+        let shape = if args.quick {
+            Shape::QUICK
+        } else {
+            Shape::WHOLE
+        };
+        let report = against::run(&rounds, work.path(), &shape, &args)?;
+        if let Some(path) = &args.json {
+            report.write_json(path)?;
+        }
+        if let Some(path) = &args.plot {
+            report.draw(path)?;
+        }
     }
     Ok(())
 }
@@ -155,13 +186,7 @@ impl Bench {
         make_run(&source, &run)?;
         make_run(&shared, &RunOptions::small())?;
         fs::create_dir(&native)?;
-        let of_20 = RunOptions::default();
-        let known_as = "/geodata/weppcloud_runs/be/bench-run";
-        let document = sample::document("watershed", known_as, &of_20, &mut Rng::new(1));
-        let mut document = document.into_bytes();
-        ensure!(document.len() <= SIZE, "{CONTROLLER} has outgrown SIZE");
-        // white space behind a document belongs to it
-        document.resize(SIZE, b' ');
+        let document = document()?;
         for dir in [&source, &shared, &native] {
             fs::write(dir.join(CONTROLLER), &document)?;
         }
@@ -194,6 +219,18 @@ impl Bench {
             &options.chain(self.with_redis.clone()).collect::<Vec<_>>(),
         )
     }
+}
+
+/// A controller's content of [`SIZE`] bytes.
+fn document() -> Result<Vec<u8>> {
+    let of_20 = RunOptions::default();
+    let known_as = "/geodata/weppcloud_runs/be/bench-run";
+    let document = sample::document("watershed", known_as, &of_20, &mut Rng::new(1));
+    let mut document = document.into_bytes();
+    ensure!(document.len() <= SIZE, "{CONTROLLER} has outgrown SIZE");
+    // white space behind a document belongs to it
+    document.resize(SIZE, b' ');
+    Ok(document)
 }
 
 /// Device and type of the file system that `dir` is on.

@@ -43,6 +43,7 @@ impl Ratio {
     }
 }
 
+#[derive(Clone)]
 pub struct Rounds {
     count: usize,
     interrupted: Arc<AtomicBool>,
@@ -58,6 +59,31 @@ impl Rounds {
         Self::new(self.count * times, self.interrupted.clone())
     }
 
+    /// A `part`th of the rounds, but enough for a median.
+    pub fn fewer(&self, part: usize) -> Self {
+        Self::new((self.count / part).max(3), self.interrupted.clone())
+    }
+
+    /// The times of `count` things, measured in turn.
+    pub fn times(
+        &self,
+        count: usize,
+        mut measure: impl FnMut(usize) -> Result<Duration>,
+    ) -> Result<Vec<Vec<Duration>>> {
+        let mut times = vec![Vec::new(); count];
+        // the first round warms everything up and is not counted
+        for round in 0..=self.count {
+            for (at, times) in times.iter_mut().enumerate() {
+                ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+                let time = measure(at)?;
+                if round > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        Ok(times)
+    }
+
     /// Measures the subjects in turn and prints the ratios.
     pub fn compare(
         &self,
@@ -65,17 +91,11 @@ impl Rounds {
         mut subjects: Vec<Subject<'_>>,
         ratios: &[Ratio],
     ) -> Result<()> {
-        let mut times = vec![Vec::new(); subjects.len()];
-        // the first round warms everything up and is not counted
-        for round in 0..=self.count {
-            for (subject, times) in subjects.iter_mut().zip(&mut times) {
-                ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-                let time = (subject.measure)()?.as_secs_f64();
-                if round > 0 {
-                    times.push(time);
-                }
-            }
-        }
+        let times = self.times(subjects.len(), |at| (subjects[at].measure)())?;
+        let times: Vec<Vec<f64>> = times
+            .iter()
+            .map(|one| one.iter().map(Duration::as_secs_f64).collect())
+            .collect();
         println!("{title}");
         for Ratio { of, to, goal } in ratios {
             let pairs = times[*of].iter().zip(&times[*to]);
@@ -108,7 +128,7 @@ pub fn timed(times: u32, mut op: impl FnMut() -> Result<()>) -> Result<Duration>
     Ok(start.elapsed() / times)
 }
 
-fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+pub fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
     [1, 2, 3].map(|quarter| {
@@ -120,7 +140,7 @@ fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
 }
 
 /// A time in the unit that suits it.
-fn spell(seconds: f64) -> String {
+pub fn spell(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
         s if s < 1.0 => format!("{:.2} ms", s * 1e3),

@@ -23,7 +23,7 @@ use super::units;
 use crate::config::{Log, LogTo};
 use crate::control::{Answer, Request};
 use crate::hint::{FAILURE, Hinted};
-use crate::telemetry;
+use crate::telemetry::output;
 
 /// Run a command under the lock of a controller
 ///
@@ -146,7 +146,7 @@ fn run_passing_signals(command: &[OsString]) -> Result<ExitStatus> {
 /// Gives back or takes away, and says whose lock it was.
 pub fn unlock(args: &UnlockArgs) -> Result<()> {
     // without a daemon, this process has the log in which a forced release stands
-    telemetry::init(&Log {
+    output::init(&Log {
         level: LevelFilter::WARN,
         to: LogTo::Stderr,
     })?;

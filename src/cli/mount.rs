@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::units;
 use crate::config::Config;
 use crate::mount::{Built, Source, background};
-use crate::telemetry;
+use crate::telemetry::output;
 
 /// Mount SOURCE at MOUNTPOINT
 ///
@@ -49,12 +49,20 @@ pub struct MountArgs {
     /// work: they overwrite what stat did not show them [default: 0s, with the embedded store 1s]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub name_ttl: Option<Duration>,
+    /// How long the kernel may believe names and attributes of plain files, and that a name is not there: a
+    /// change made beside the mount shows so much later. 0s to ask the source every time [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub plain_ttl: Option<Duration>,
     /// Largest document that is accepted [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub max_payload: Option<u64>,
     /// Memory for documents kept at hand [default: 256MiB]
     #[arg(long, value_name = "BYTES", value_parser = units::size)]
     pub cache_size: Option<u64>,
+    /// Publish commits, refusals and lock events on the controllers' status channels, where browsers show
+    /// them; the virtual logs have them in any case
+    #[arg(long)]
+    pub publish_events: bool,
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
@@ -109,7 +117,7 @@ where
 {
     let config = Config::resolve(args)?;
     if config.foreground {
-        telemetry::init(&config.log)?;
+        output::init(&config.log)?;
         crate::mount::run(&config, build, None)?;
         Ok(ExitCode::SUCCESS)
     } else if background::is_daemon() {

@@ -19,12 +19,14 @@ pub struct Options {
     pub max_hold: Option<Duration>,
     pub lease_ttl: Option<Duration>,
     pub name_ttl: Option<Duration>,
+    pub plain_ttl: Option<Duration>,
     pub max_payload: Option<u64>,
     pub cache_size: Option<u64>,
     pub state_dir: Option<PathBuf>,
     pub log_level: Option<Level>,
     pub log_file: Option<PathBuf>,
     pub fsname: Option<String>,
+    pub publish_events: bool,
     pub read_only: bool,
     pub allow_other: bool,
     pub nonempty: bool,
@@ -32,13 +34,15 @@ pub struct Options {
     pub flags: Flags,
 }
 
-/// The flags that are the kernel's business. All off is what FUSE mounts are by default.
+/// The flags of any mount. All off is what FUSE mounts are by default, and times of access as the source keeps them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     pub dev: bool,
     pub suid: bool,
     pub noexec: bool,
     pub noatime: bool,
+    pub nodiratime: bool,
+    pub strictatime: bool,
     pub sync: bool,
     pub dirsync: bool,
 }
@@ -48,39 +52,32 @@ pub struct Flags {
 const IGNORED: &[&str] = &[
     "_netdev",
     "_rnetdev",
-    "atime",
     "auto",
     "default_permissions",
     "defaults",
-    "diratime",
     "group",
     "iversion",
     "lazytime",
     "loud",
     "mand",
     "noauto",
-    "nodiratime",
     "nofail",
     "nogroup",
     "noiversion",
     "nolazytime",
     "nomand",
     "noowner",
-    "norelatime",
-    "nostrictatime",
     "nouser",
     "nousers",
     "owner",
-    "relatime",
     "silent",
-    "strictatime",
     "user",
     "users",
 ];
 
-const KNOWN: &str = "redis=URL, key_root=PATH, lock_wait=DURATION, max_hold=DURATION, lease_ttl=DURATION, name_ttl=DURATION, max_payload=SIZE, cache_size=SIZE, \
-     state_dir=PATH, log_level=LEVEL, log_file=PATH, fsname=NAME, ro, rw, allow_other, nonempty, foreground, \
-     dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync; \
+const KNOWN: &str = "redis=URL, key_root=PATH, lock_wait=DURATION, max_hold=DURATION, lease_ttl=DURATION, name_ttl=DURATION, plain_ttl=DURATION, max_payload=SIZE, cache_size=SIZE, \
+     state_dir=PATH, log_level=LEVEL, log_file=PATH, fsname=NAME, publish_events, ro, rw, allow_other, nonempty, foreground, \
+     dev, nodev, suid, nosuid, exec, noexec, noatime, nodiratime, relatime, strictatime, sync, async, dirsync; \
      those of mount(8) such as auto, user, nofail, _netdev, x-* are accepted and ignored";
 
 impl Options {
@@ -116,6 +113,7 @@ impl Options {
             "lease_ttl" => self.lease_ttl = Some(units::duration(value).map_err(wrong)?),
             "max_hold" => self.max_hold = Some(units::duration(value).map_err(wrong)?),
             "name_ttl" => self.name_ttl = Some(units::duration(value).map_err(wrong)?),
+            "plain_ttl" => self.plain_ttl = Some(units::duration(value).map_err(wrong)?),
             "max_payload" => self.max_payload = Some(units::size(value).map_err(wrong)?),
             "cache_size" => self.cache_size = Some(units::size(value).map_err(wrong)?),
             "state_dir" => self.state_dir = Some(value.into()),
@@ -143,16 +141,22 @@ impl Options {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "allow_other" => self.allow_other = true,
+            "publish_events" => self.publish_events = true,
             "nonempty" => self.nonempty = true,
             "foreground" => self.foreground = true,
             "dev" | "nodev" => self.flags.dev = name == "dev",
             "suid" | "nosuid" => self.flags.suid = name == "suid",
             "exec" | "noexec" => self.flags.noexec = name == "noexec",
-            "atime" | "noatime" => self.flags.noatime = name == "noatime",
+            "atime" | "noatime" | "relatime" | "norelatime" | "strictatime" | "nostrictatime" => {
+                self.flags.noatime = name == "noatime";
+                self.flags.strictatime = name == "strictatime";
+            }
+            "diratime" | "nodiratime" => self.flags.nodiratime = name == "nodiratime",
             "sync" | "async" => self.flags.sync = name == "sync",
             "dirsync" => self.flags.dirsync = true,
             "redis" | "key_root" | "lock_wait" | "max_hold" | "lease_ttl" | "name_ttl"
-            | "max_payload" | "cache_size" | "state_dir" | "log_level" | "log_file" | "fsname" => {
+            | "plain_ttl" | "max_payload" | "cache_size" | "state_dir" | "log_level"
+            | "log_file" | "fsname" => {
                 return Err(no_value(name).into());
             }
             _ if ignored(name) => {}
@@ -235,7 +239,7 @@ mod tests {
     #[test]
     fn flags_and_what_mount_8_adds() {
         let options = parse(&[
-            "ro,allow_other,nonempty,dev,suid,noexec,noatime,_netdev,x-systemd.automount,user",
+            "ro,allow_other,nonempty,dev,suid,noexec,strictatime,nodiratime,_netdev,x-systemd.automount,user",
         ]);
         let options = options.unwrap();
         assert!(
@@ -245,7 +249,8 @@ mod tests {
             dev: true,
             suid: true,
             noexec: true,
-            noatime: true,
+            nodiratime: true,
+            strictatime: true,
             ..Flags::default()
         };
         assert_eq!(options.flags, flags);
@@ -253,7 +258,11 @@ mod tests {
 
     #[test]
     fn the_last_of_two_contradictory_options_counts() {
-        let options = parse(&["ro,dev,noexec", "rw,nodev,exec,lock_wait=1s,lock_wait=2s"]).unwrap();
+        let options = parse(&[
+            "ro,dev,noexec,noatime",
+            "rw,nodev,exec,relatime,lock_wait=1s,lock_wait=2s",
+        ])
+        .unwrap();
         assert!(!options.read_only);
         assert_eq!(options.flags, Flags::default());
         assert_eq!(options.lock_wait, Some(Duration::from_secs(2)));

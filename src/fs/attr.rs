@@ -15,10 +15,12 @@ const NANOS: i128 = 1_000_000_000;
 /// Which lower file it is. The birth time tells a file from a later one that got the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ident {
-    pub dev: u64,
+    /// As the kernel has it: 12 bits of major, 20 of minor number.
+    pub dev: u32,
     pub ino: u64,
-    /// Nanoseconds since the epoch; 0 where the file system keeps none.
-    pub btime: i128,
+    /// Nanoseconds since the epoch, of which 64 bits tell two files apart in any year; 0 where the file
+    /// system keeps none.
+    pub btime: i64,
     /// The file type bits of the mode.
     pub format: u32,
 }
@@ -129,10 +131,10 @@ impl From<&Statx> for Attr {
         let kept = StatxFlags::from_bits_retain(stat.stx_mask);
         Self {
             ident: Ident {
-                dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+                dev: stat.stx_dev_major << 20 | stat.stx_dev_minor,
                 ino: stat.stx_ino,
                 btime: if kept.contains(StatxFlags::BTIME) {
-                    nanos(stat.stx_btime)
+                    nanos(stat.stx_btime) as i64
                 } else {
                     0
                 },

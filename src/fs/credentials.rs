@@ -35,6 +35,11 @@ impl Caller {
         Assumed { before }
     }
 
+    /// Whether the caller is in the group `gid`.
+    pub fn is_in(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups().iter().any(|group| group.as_raw() == gid)
+    }
+
     /// The caller's supplementary groups; none if it is gone or out of sight.
     fn groups(&self) -> Vec<Gid> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.tid)).unwrap_or_default();

@@ -13,40 +13,43 @@ impl Fs {
             Handle::Reader(payload) => payload.read(offset, size),
             Handle::Writer(writer) => Ok(writer.read(offset, size)),
             Handle::Lock(lock) => Ok(lock.read(offset, size)),
+            Handle::Log(log) => Ok(log.read(offset, size)),
             Handle::Dir(_) => Err(Errno::ISDIR.into()),
         }
     }
 
-    /// Writes to an open file. With `kill_privileges`, the caller is nobody whose set-uid bits stay.
+    /// Writes to an open file. `unprivileged`: by this caller, who leaves no set-uid bits behind. `None`:
+    /// it is a log, to which [`Fs::append`] writes, and that may wait.
     pub fn write(
         &self,
         handle: u64,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
-    ) -> Result<usize> {
-        match self.handles.get(handle)? {
-            Handle::File(fd) => {
-                let written = plain::write(&fd, offset, data)?;
-                if kill_privileges {
-                    plain::kill_privileges(&*fd)?;
+        unprivileged: Option<Caller>,
+    ) -> Option<Result<usize>> {
+        let written = match self.handles.get(handle) {
+            Ok(Handle::Log(_)) => return None,
+            Ok(Handle::File(fd)) => plain::write(&fd, offset, data).and_then(|written| {
+                if let Some(caller) = unprivileged {
+                    plain::kill_privileges(&*fd, caller)?;
                 }
                 Ok(written)
-            }
-            Handle::Writer(writer) => {
+            }),
+            Ok(Handle::Writer(writer)) => {
                 let at = (!writer.append).then_some(offset);
                 let max = self.nodb.max_payload();
                 let written = writer.staging.draft().write(at, data, max);
-                written
-                    .inspect_err(|error| self.nodb.refused(&writer.staging.controller, error))?;
-                Ok(data.len())
+                let refused = |error: &_| self.nodb.refused(&writer.staging.controller, error);
+                written.inspect_err(refused).map(|()| data.len())
             }
-            Handle::Lock(lock) => {
-                self.nodb.write_lock(&lock, offset, data)?;
-                Ok(data.len())
+            Ok(Handle::Lock(lock)) => {
+                let written = self.nodb.write_lock(&lock, offset, data);
+                written.map(|()| data.len())
             }
-            Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
-        }
+            Ok(Handle::Reader(_) | Handle::Dir(_)) => Err(Errno::BADF.into()),
+            Err(error) => Err(error),
+        };
+        Some(written)
     }
 
     /// `fallocate`.
@@ -75,7 +78,7 @@ impl Fs {
                 }
                 Ok(())
             }
-            Handle::Lock(_) => Err(Errno::OPNOTSUPP.into()),
+            Handle::Lock(_) | Handle::Log(_) => Err(Errno::OPNOTSUPP.into()),
             Handle::Reader(_) | Handle::Dir(_) => Err(Errno::BADF.into()),
         }
     }
@@ -88,6 +91,7 @@ impl Fs {
             Handle::Reader(payload) => payload.size()?,
             Handle::Writer(writer) => writer.staging.draft().content.len() as u64,
             Handle::Lock(lock) => lock.size(),
+            Handle::Log(log) => log.size(),
             Handle::Dir(_) => return Err(Errno::ISDIR.into()),
         };
         match whence {

@@ -15,6 +15,7 @@ use crate::fs::attr::Attr;
 use crate::fs::inode::Inode;
 use crate::nodb::generation::Payload;
 use crate::nodb::lockfile::OpenLock;
+use crate::nodb::logfile::OpenLog;
 use crate::nodb::staging::Writer;
 
 /// An open file description.
@@ -30,6 +31,8 @@ pub enum Handle {
     Writer(Arc<Writer>),
     /// The virtual file of a lock.
     Lock(Arc<OpenLock>),
+    /// A virtual log.
+    Log(Arc<OpenLog>),
 }
 
 impl Handle {
@@ -57,12 +60,21 @@ pub struct Handles {
     last: AtomicU64,
 }
 
+/// The bit of a handle's number that says that the kernel does not tell of its closing, only of its end.
+const QUIET: u64 = 1 << 63;
+
 impl Handles {
-    /// Gives `handle` a number.
-    pub fn add(&self, handle: Handle) -> u64 {
+    /// Gives `handle` a number. `tells_close`: whether the kernel is to tell of each descriptor's closing.
+    pub fn add(&self, handle: Handle, tells_close: bool) -> u64 {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = if tells_close { number } else { number | QUIET };
         self.open.write().insert(number, handle);
         number
+    }
+
+    /// What was said when the handle got its number.
+    pub fn tells_close(number: u64) -> bool {
+        number & QUIET == 0
     }
 
     /// EBADF: no such number is open.

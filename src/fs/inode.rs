@@ -1,30 +1,14 @@
-//! The inodes the kernel knows: which lower file each one is, where it lies, and a bounded set of
-//! descriptors to reach it by.
+//! A lower file that the kernel knows: its names, and what is known of it while somebody uses it. A run has
+//! tens of thousands, so each is kept small.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat, readlinkat};
 
-use crate::error::{Errno, Error, Result};
-use crate::fs::attr::{Attr, Ident};
-use crate::node::Node;
-
-/// The kernel's number of the mount's root.
-pub const ROOT: u64 = 1;
-
-/// `f_type` of NFS.
-const NFS: i64 = 0x6969;
-
-/// Numbers of our own start here, above what file systems hand out.
-const SYNTHETIC: u64 = 1 << 62;
+use crate::fs::attr::Ident;
+use crate::fs::pages::{Kept, Told};
 
 /// A name in a directory: a dentry.
 #[derive(Clone, Debug)]
@@ -52,394 +36,217 @@ pub struct Inode {
     /// The number by which the kernel knows it.
     pub id: u64,
     pub ident: Ident,
-    /// The names it was found under, the latest first: hard links have several.
-    places: Mutex<Vec<Place>>,
+    /// What the kernel was told of its content.
+    pub told: Told,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    places: Places,
+    in_use: Option<Box<InUse>>,
+}
+
+/// The names an inode was found under, the latest first. Most have one.
+#[derive(Debug, Default)]
+enum Places {
+    #[default]
+    None,
+    One(Arc<Inode>, Box<OsStr>),
+    Several(Vec<Place>),
+}
+
+/// What is known of an inode only while, or after, somebody used it.
+#[derive(Debug, Default)]
+pub struct InUse {
     /// The descriptors of open handles: they reach the file when its last name is gone.
-    open: Mutex<Vec<Weak<OwnedFd>>>,
+    open: Vec<Descriptor>,
     /// A descriptor from the time of the last name: whoever has the file open, or stands in the
     /// directory, may go on asking for it until the kernel forgets it.
-    nameless: Mutex<Option<Arc<OwnedFd>>>,
+    nameless: Option<Arc<OwnedFd>>,
     /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
-    listed: Mutex<i128>,
+    listed: i128,
+    /// The pages that the kernel has.
+    pub kept: Kept,
+    /// Somebody has locked ranges of it: such a lock ends with a `close`, so from then on each is told.
+    locked_in_ranges: bool,
+}
+
+/// An open handle's, and whether it allows a writable shared mapping.
+#[derive(Debug)]
+struct Descriptor {
+    fd: Weak<OwnedFd>,
+    maps: bool,
+}
+
+impl Places {
+    fn all(&self) -> Vec<Place> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(dir, name) => vec![Place::new(dir, name)],
+            Self::Several(places) => places.clone(),
+        }
+    }
+
+    fn first(&self) -> Option<(&Arc<Inode>, &OsStr)> {
+        match self {
+            Self::None => None,
+            Self::One(dir, name) => Some((dir, name)),
+            Self::Several(places) => places.first().map(|place| (&place.dir, &*place.name)),
+        }
+    }
+
+    fn of(mut places: Vec<Place>) -> Self {
+        match places.len() {
+            0 | 1 => match places.pop() {
+                None => Self::None,
+                Some(Place { dir, name }) => Self::One(dir, name.into()),
+            },
+            _ => Self::Several(places),
+        }
+    }
+
+    fn put_first(&mut self, place: Place) {
+        if self.first().is_some_and(|(dir, name)| place.is(dir, name)) {
+            return;
+        }
+        let mut all = self.all();
+        all.retain(|known| !known.is(&place.dir, &place.name));
+        all.insert(0, place);
+        *self = Self::of(all);
+    }
+
+    fn remove(&mut self, dir: &Inode, name: &OsStr) {
+        let mut all = self.all();
+        all.retain(|place| !place.is(dir, name));
+        *self = Self::of(all);
+    }
 }
 
 impl Inode {
+    /// A lower file that nobody uses yet.
+    pub fn new(id: u64, ident: Ident) -> Self {
+        Self {
+            id,
+            ident,
+            told: Told::default(),
+            state: Mutex::default(),
+        }
+    }
+
     /// The names it was found under, the latest first.
     pub fn places(&self) -> Vec<Place> {
-        self.places.lock().clone()
+        self.state.lock().places.all()
+    }
+
+    /// The name it was found under last.
+    pub fn place(&self) -> Option<Place> {
+        let state = self.state.lock();
+        state
+            .places
+            .first()
+            .map(|(dir, name)| Place::new(dir, name))
+    }
+
+    /// Whether the name it was found under last is one of these; `None`: it has no name any more.
+    pub fn is_named(&self, like: impl FnOnce(&OsStr) -> bool) -> Option<bool> {
+        let state = self.state.lock();
+        state.places.first().map(|(_, name)| like(name))
     }
 
     pub fn is_dir(&self) -> bool {
         self.ident.format == libc::S_IFDIR
     }
 
-    /// Remembers a descriptor that stays open as long as some handle does.
-    pub fn opened(&self, fd: &Arc<OwnedFd>) {
-        let mut open = self.open.lock();
-        open.retain(|known| known.strong_count() > 0);
-        open.push(Arc::downgrade(fd));
+    /// What is known of it in use.
+    pub fn in_use(&self) -> MappedMutexGuard<'_, InUse> {
+        MutexGuard::map(self.state.lock(), |state| {
+            &mut **state.in_use.get_or_insert_default()
+        })
+    }
+
+    fn is_in_use<T: Default>(&self, look: impl FnOnce(&InUse) -> T) -> T {
+        let state = self.state.lock();
+        state.in_use.as_deref().map(look).unwrap_or_default()
+    }
+
+    /// Remembers a descriptor that stays open as long as some handle does, opened with these flags.
+    pub fn opened(&self, fd: &Arc<OwnedFd>, flags: i32) {
+        let mut in_use = self.in_use();
+        in_use.open.retain(|known| known.fd.strong_count() > 0);
+        in_use.open.push(Descriptor {
+            fd: Arc::downgrade(fd),
+            maps: maps(flags),
+        });
+    }
+
+    /// A descriptor that somebody else keeps open.
+    pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.is_in_use(|in_use| {
+            let open = || in_use.open.iter().find_map(|open| open.fd.upgrade());
+            in_use.nameless.clone().or_else(open)
+        })
+    }
+
+    /// Whether the kernel is to ask for its attributes every time: somebody may be changing it through a shared mapping,
+    /// or writes through pages that are not the lower file's.
+    pub fn changes_unheard(&self) -> bool {
+        self.is_in_use(|in_use| {
+            let mut open = in_use.open.iter();
+            in_use.kept.are_written() || open.any(|known| known.maps && known.fd.strong_count() > 0)
+        })
     }
 
     /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
     /// the last listing. `None`: it changed just now, and a listing of it is soon out of date.
     pub fn listed(&self, mtime: Option<i128>) -> bool {
         let mtime = mtime.unwrap_or(0);
-        std::mem::replace(&mut *self.listed.lock(), mtime) == mtime && mtime != 0
+        std::mem::replace(&mut self.in_use().listed, mtime) == mtime && mtime != 0
     }
 
-    fn add_place(&self, place: Place) {
-        let mut places = self.places.lock();
-        match places
-            .iter()
-            .position(|known| known.is(&place.dir, &place.name))
-        {
-            Some(0) => {}
-            Some(at) => places.swap(0, at),
-            None => places.insert(0, place),
-        }
+    /// Whether somebody has locked ranges of it since the kernel came to know it.
+    pub fn is_locked_in_ranges(&self) -> bool {
+        self.is_in_use(|in_use| in_use.locked_in_ranges)
     }
 
-    fn drop_place(&self, dir: &Inode, name: &OsStr) {
-        self.places.lock().retain(|place| !place.is(dir, name));
+    /// Somebody is about to lock a range of it.
+    pub fn locked_in_ranges(&self) {
+        self.in_use().locked_in_ranges = true;
+    }
+
+    /// It was found under the name `place`.
+    pub fn add_place(&self, place: Place) {
+        self.state.lock().places.put_first(place);
+    }
+
+    /// It left the name. `true`: that was its last one.
+    pub fn drop_place(&self, dir: &Inode, name: &OsStr) -> bool {
+        let mut state = self.state.lock();
+        state.places.remove(dir, name);
+        state.places.first().is_none()
+    }
+
+    /// Its last name is gone; `fd` is a descriptor from before.
+    pub fn unnamed(&self, fd: Option<Arc<OwnedFd>>) {
+        self.in_use().nameless = fd;
     }
 }
 
 impl Drop for Inode {
     /// Directories hold on to the ones above, in trees deeper than a thread's stack.
     fn drop(&mut self) {
-        let mut held = std::mem::take(self.places.get_mut());
+        let mut held = std::mem::take(&mut self.state.get_mut().places).all();
         while let Some(place) = held.pop() {
             if let Some(mut dir) = Arc::into_inner(place.dir) {
-                held.append(dir.places.get_mut());
+                held.append(&mut std::mem::take(&mut dir.state.get_mut().places).all());
             }
         }
     }
 }
 
-/// All inodes of a mount.
-///
-/// Lock order: `table` before an inode's `places`; `descriptors` and an inode's `open` and `nameless`
-/// are taken alone. None is held across a system call.
-#[derive(Debug)]
-pub struct Inodes {
-    /// Whether the source lies on NFS: unlinked files that are in use stay in their directories, and
-    /// names are answered from memory.
-    pub nfs: bool,
-    root: Arc<Inode>,
-    root_fd: Arc<OwnedFd>,
-    table: Mutex<Table>,
-    descriptors: Mutex<LruCache<u64, Arc<OwnedFd>>>,
-}
-
-#[derive(Debug)]
-struct Table {
-    nodes: HashMap<u64, Known>,
-    plain: HashMap<Ident, Arc<Inode>>,
-    /// Numbers of lower files that generations go by.
-    claimed: HashSet<u64>,
-    next: u64,
-}
-
-#[derive(Debug)]
-struct Known {
-    node: Node,
-    /// How often the kernel was told of it and has not forgotten it.
-    lookups: u64,
-}
-
-impl Inodes {
-    /// The inodes below `root_fd`, keeping at most `descriptors` of them open.
-    pub fn new(root_fd: OwnedFd, descriptors: NonZeroUsize) -> Result<Self> {
-        let attr = Attr::of_fd(&root_fd)?;
-        let nfs = fstatfs(&root_fd)?.f_type == NFS;
-        let root = Arc::new(Inode {
-            id: ROOT,
-            ident: attr.ident,
-            places: Mutex::default(),
-            open: Mutex::default(),
-            nameless: Mutex::default(),
-            listed: Mutex::default(),
-        });
-        let known = Known {
-            node: Node::Plain(root.clone()),
-            lookups: 1,
-        };
-        Ok(Self {
-            nfs,
-            table: Mutex::new(Table {
-                nodes: HashMap::from([(ROOT, known)]),
-                plain: HashMap::from([(root.ident, root.clone())]),
-                claimed: HashSet::new(),
-                next: SYNTHETIC,
-            }),
-            root,
-            root_fd: Arc::new(root_fd),
-            descriptors: Mutex::new(LruCache::new(descriptors)),
-        })
-    }
-
-    /// The node the kernel calls `id`. ESTALE: it has been forgotten.
-    pub fn get(&self, id: u64) -> Result<Node> {
-        let table = self.table.lock();
-        let known = table.nodes.get(&id).ok_or(Errno::STALE)?;
-        Ok(known.node.clone())
-    }
-
-    /// The lower file the kernel calls `id`, for operations that only those have.
-    pub fn plain(&self, id: u64) -> Result<Arc<Inode>> {
-        match self.get(id)? {
-            Node::Plain(inode) => Ok(inode),
-            _ => Err(Errno::NOTDIR.into()),
-        }
-    }
-
-    /// The inode of the lower file `attr` found at `place`, one more time known to the kernel.
-    pub fn found(&self, place: Place, attr: &Attr) -> Arc<Inode> {
-        let mut table = self.table.lock();
-        let inode = match table.plain.get(&attr.ident) {
-            Some(inode) => inode.clone(),
-            None => {
-                let id = table.free_id(attr.ident, self.root.ident.dev);
-                let inode = Arc::new(Inode {
-                    id,
-                    ident: attr.ident,
-                    places: Mutex::default(),
-                    open: Mutex::default(),
-                    nameless: Mutex::default(),
-                    listed: Mutex::default(),
-                });
-                table.plain.insert(attr.ident, inode.clone());
-                inode
-            }
-        };
-        if inode.id != ROOT {
-            inode.add_place(place);
-        }
-        table.raise(Node::Plain(inode.clone()));
-        inode
-    }
-
-    /// A number for a node that is not a lower file under its own: a generation, a staging.
-    pub fn fresh_id(&self) -> u64 {
-        self.table.lock().synthetic()
-    }
-
-    /// A number for the generation in the lower file `ident`: the file's own where that is free.
-    pub fn claim_id(&self, ident: Ident) -> u64 {
-        let mut table = self.table.lock();
-        let id = table.free_id(ident, self.root.ident.dev);
-        table.claimed.insert(id);
-        id
-    }
-
-    /// `node` is one more time known to the kernel. To be called before the reply is sent.
-    pub fn raise(&self, node: Node) {
-        self.table.lock().raise(node);
-    }
-
-    /// The kernel forgot `count` of its references to `id`.
-    pub fn forget(&self, id: u64, count: u64) {
-        let mut table = self.table.lock();
-        let Some(known) = table.nodes.get_mut(&id) else {
-            return;
-        };
-        known.lookups = known.lookups.saturating_sub(count);
-        if known.lookups > 0 || id == ROOT {
-            return;
-        }
-        let gone = table.nodes.remove(&id);
-        table.claimed.remove(&id);
-        if let Some(Known {
-            node: Node::Plain(inode),
-            ..
-        }) = &gone
-        {
-            table.disown(inode);
-        }
-        drop(table);
-        self.descriptors.lock().pop(&id);
-    }
-
-    /// The inode that lies at `place` now, if the kernel knows it. Asked before a name is moved or
-    /// removed, so that the inode can be told afterwards.
-    pub fn known_at(&self, place: &Place) -> Option<Arc<Inode>> {
-        let dir = self.fd(&place.dir).ok()?;
-        let attr = Attr::of_name(&*dir, &place.name).ok()?;
-        self.table.lock().plain.get(&attr.ident).cloned()
-    }
-
-    /// `inode` left the name `from` for `to`.
-    pub fn moved(&self, inode: &Inode, from: &Place, to: Place) {
-        inode.drop_place(&from.dir, &from.name);
-        inode.add_place(to);
-    }
-
-    /// A descriptor to know `inode` by when its last name is gone. On NFS none for files: an unlinked
-    /// file that somebody has a descriptor of would stay in its directory under a name of its own.
-    pub fn last_fd(&self, inode: &Inode) -> Option<Arc<OwnedFd>> {
-        if self.nfs && !inode.is_dir() {
-            self.descriptors.lock().pop(&inode.id);
-            return None;
-        }
-        self.fd(inode).ok()
-    }
-
-    /// `inode` lost the name `from`; `fd` is a descriptor of it from before, where there was one.
-    /// It keeps the file, and its number from being used anew, for as long as the kernel knows it:
-    /// where nobody uses the file, that forgets it at once.
-    pub fn removed(&self, inode: &Inode, from: &Place, fd: Option<Arc<OwnedFd>>) {
-        inode.drop_place(&from.dir, &from.name);
-        if inode.places.lock().is_empty() {
-            self.descriptors.lock().pop(&inode.id);
-            *inode.nameless.lock() = fd;
-        }
-    }
-
-    /// What the source says of `inode` under the name it was found by last, or by its descriptor
-    /// where it has no name any more. ESTALE: the name leads elsewhere, the kernel is to look again.
-    pub fn still_there(&self, inode: &Inode) -> Result<Attr> {
-        let Some(place) = inode.places().into_iter().next() else {
-            return Ok(Attr::of_fd(&*self.fd(inode)?)?);
-        };
-        match Attr::of_name(&*self.fd(&place.dir)?, &place.name) {
-            Ok(attr) if attr.ident == inode.ident => Ok(attr),
-            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
-                // by a descriptor the file can still be asked for, as `/proc/self/fd` does
-                self.removed(inode, &place, self.fd(inode).ok());
-                Err(Errno::STALE.into())
-            }
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// The lower file at this inode became a controller's generation: lookups give that from now
-    /// on, and this inode lives only for those who have it open.
-    pub fn disown(&self, inode: &Arc<Inode>) {
-        self.table.lock().disown(inode);
-    }
-
-    /// A descriptor of the lower file: `O_PATH`, or an open handle's own. Never one of a file
-    /// that merely took over the name. ESTALE: it is not where it was, look again.
-    pub fn fd(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        if let Some(fd) = self.at_hand(inode) {
-            return Ok(fd);
-        }
-        for place in inode.places() {
-            let dir = self.dir_fd(&place.dir)?;
-            if let Some(fd) = self.open_path(&dir, &place.name, inode)? {
-                return Ok(fd);
-            }
-        }
-        Err(Errno::STALE.into())
-    }
-
-    fn at_hand(&self, inode: &Inode) -> Option<Arc<OwnedFd>> {
-        if inode.id == ROOT {
-            return Some(self.root_fd.clone());
-        }
-        if let Some(fd) = self.descriptors.lock().get(&inode.id) {
-            return Some(fd.clone());
-        }
-        if let Some(fd) = &*inode.nameless.lock() {
-            return Some(fd.clone());
-        }
-        inode.open.lock().iter().find_map(Weak::upgrade)
-    }
-
-    /// A directory's descriptor: up to the first one at hand and down again. Trees are deeper than
-    /// a thread's stack, so without recursion.
-    fn dir_fd(&self, dir: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
-        let mut way: Vec<(Arc<Inode>, OsString)> = Vec::new();
-        let mut above = dir.clone();
-        let mut fd = loop {
-            if let Some(fd) = self.at_hand(&above) {
-                break fd;
-            }
-            let place = above.places().into_iter().next().ok_or(Errno::STALE)?;
-            // places learnt at different times may go round in a circle
-            if way.len() > self.table.lock().nodes.len() {
-                return Err(Errno::STALE.into());
-            }
-            way.push((above, place.name));
-            above = place.dir;
-        };
-        while let Some((inode, name)) = way.pop() {
-            fd = self.open_path(&fd, &name, &inode)?.ok_or(Errno::STALE)?;
-        }
-        Ok(fd)
-    }
-
-    /// Opens `name` in `dir` if it is `inode`, and keeps the descriptor for the next time.
-    fn open_path(
-        &self,
-        dir: &OwnedFd,
-        name: &OsStr,
-        inode: &Inode,
-    ) -> Result<Option<Arc<OwnedFd>>> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(fd) = openat(dir, name, flags, Mode::empty()) else {
-            return Ok(None);
-        };
-        if Attr::of_fd(&fd)?.ident != inode.ident {
-            return Ok(None);
-        }
-        let fd = Arc::new(fd);
-        self.descriptors.lock().put(inode.id, fd.clone());
-        Ok(Some(fd))
-    }
-
-    /// How many nodes the kernel knows.
-    pub fn known(&self) -> usize {
-        self.table.lock().nodes.len()
-    }
-
-    /// The path of a directory relative to the root, as it is now, wherever it was moved.
-    pub fn relative_path(&self, dir: &Inode) -> Result<PathBuf> {
-        if dir.id == ROOT {
-            return Ok(PathBuf::new());
-        }
-        let root = path_of(&*self.root_fd)?;
-        let path = path_of(&*self.fd(dir)?)?;
-        match path.strip_prefix(&root) {
-            Ok(relative) => Ok(relative.to_owned()),
-            Err(_) => Err(Error::Source(Errno::STALE)),
-        }
-    }
-}
-
-impl Table {
-    fn raise(&mut self, node: Node) {
-        let known = self
-            .nodes
-            .entry(node.id())
-            .or_insert(Known { node, lookups: 0 });
-        known.lookups += 1;
-    }
-
-    fn disown(&mut self, inode: &Arc<Inode>) {
-        if self
-            .plain
-            .get(&inode.ident)
-            .is_some_and(|known| known.id == inode.id)
-        {
-            self.plain.remove(&inode.ident);
-        }
-    }
-
-    /// The lower file's own number where that is free, so that `st_ino` costs no extra request.
-    fn free_id(&mut self, ident: Ident, root_dev: u64) -> u64 {
-        let own = ident.dev == root_dev && ident.ino > ROOT && ident.ino < SYNTHETIC;
-        if own && !self.nodes.contains_key(&ident.ino) && !self.claimed.contains(&ident.ino) {
-            ident.ino
-        } else {
-            self.synthetic()
-        }
-    }
-
-    fn synthetic(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
+/// Whether a file that is opened with these flags can be mapped shared and writable.
+pub fn maps(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 /// The path by which a descriptor can be opened anew with other flags.
@@ -447,45 +254,37 @@ pub fn reopen_path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
-fn path_of(fd: &impl AsFd) -> Result<PathBuf> {
-    let path = readlinkat(CWD, reopen_path(fd), Vec::new())?;
-    Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A million of them, with their names and the tables, are to stay below 200 MB or so.
     #[test]
-    fn a_tree_may_be_deeper_than_a_stack() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
-        let mut attr = Attr::of_fd(&root).unwrap();
-        let inodes = Inodes::new(root, NonZeroUsize::MIN).unwrap();
-        let mut lowest = inodes.root.clone();
-        for _ in 0..50_000 {
-            attr.ident.ino += 1;
-            lowest = inodes.found(Place::new(&lowest, OsStr::new("deeper")), &attr);
-        }
-        // none of these is there, which must be found out
-        let error = inodes.fd(&lowest).unwrap_err();
-        assert_eq!(error.errno(), Errno::STALE);
-        drop((lowest, inodes));
+    fn an_inode_that_nobody_uses_is_small() {
+        assert!(size_of::<Inode>() <= 88, "{}", size_of::<Inode>());
     }
 
     #[test]
-    fn places_that_go_in_circles_lead_nowhere() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
-        let mut attr = Attr::of_fd(&root).unwrap();
-        let inodes = Inodes::new(root, NonZeroUsize::MIN).unwrap();
-        let mut known = |dir: &Arc<Inode>, ino: u64| {
-            attr.ident.ino = ino;
-            inodes.found(Place::new(dir, OsStr::new("name")), &attr)
+    fn the_latest_of_several_names_comes_first() {
+        let ident = Ident {
+            dev: 1,
+            ino: 2,
+            btime: 3,
+            format: libc::S_IFREG,
         };
-        let upper = known(&inodes.root, 1001);
-        let lower = known(&upper, 1002);
-        known(&lower, 1001);
-        assert_eq!(inodes.fd(&lower).unwrap_err().errno(), Errno::STALE);
+        let dir = Arc::new(Inode::new(1, ident));
+        let inode = Inode::new(2, ident);
+        let name = |inode: &Inode| inode.place().map(|place| place.name);
+        assert_eq!(name(&inode), None);
+        for one in ["a", "b", "c", "a"] {
+            inode.add_place(Place::new(&dir, OsStr::new(one)));
+            assert_eq!(name(&inode), Some(one.into()));
+        }
+        assert_eq!(inode.places().len(), 3);
+        assert!(!inode.drop_place(&dir, OsStr::new("a")));
+        assert_eq!(name(&inode), Some("c".into()));
+        assert!(!inode.drop_place(&dir, OsStr::new("b")));
+        assert!(inode.drop_place(&dir, OsStr::new("c")));
+        assert_eq!(name(&inode), None);
     }
 }

@@ -1,7 +1,7 @@
-//! Which file systems are this host's alone.
+//! Which file systems are this host's alone, and which want to know of every read.
 
 use rustix::fd::AsFd;
-use rustix::fs::fstatfs;
+use rustix::fs::{StatVfsMountFlags, fstatfs, fstatvfs};
 
 /// `f_type` of file systems that change only through this host's kernel: ext4, XFS, btrfs, tmpfs,
 /// F2FS, bcachefs, ZFS.
@@ -19,4 +19,10 @@ const LOCAL: [i64; 7] = [
 /// `close` than it said at `write`.
 pub fn is_local(fd: impl AsFd) -> bool {
     fstatfs(fd).is_ok_and(|fs| LOCAL.contains(&fs.f_type))
+}
+
+/// Whether each read leaves its time (`-o strictatime`), so that none may be answered from memory.
+pub fn is_strictatime(fd: impl AsFd) -> bool {
+    let otherwise = StatVfsMountFlags::NOATIME | StatVfsMountFlags::RELATIME;
+    fstatvfs(fd).is_ok_and(|fs| !fs.f_flag.intersects(otherwise))
 }

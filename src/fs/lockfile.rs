@@ -79,7 +79,7 @@ impl Fs {
 
     pub(super) fn lock_opened(&self, open: OpenLock) -> Open {
         Open {
-            handle: self.handles.add(Handle::Lock(Arc::new(open))),
+            handle: self.handles.add(Handle::Lock(Arc::new(open)), true),
             opened: Opened::Direct,
         }
     }

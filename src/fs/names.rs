@@ -13,33 +13,57 @@ use crate::nodb::lock::Asking;
 use crate::node::{Node, is_controller, is_dump_of, locked_by};
 
 impl Fs {
-    /// Whether looking this name up may wait: a lock's, and a controller's only for a thread on its
-    /// second try.
-    pub fn lookup_may_wait(&self, parent: u64, name: &OsStr, caller: Caller) -> bool {
+    /// Looks a name up if that needs no waiting; `None`: ask [`Fs::lookup`]. A lock's name may wait, a
+    /// controller's only for a thread on its second try, and a log's if nobody knows yet whose it is.
+    pub fn lookup_at_once(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: Caller,
+    ) -> Option<Result<Entry>> {
         if !is_controller(name) {
-            return locked_by(name).is_some();
+            return match locked_by(name) {
+                Some(_) => None,
+                None => self.look_up(parent, name, caller, false).transpose(),
+            };
         }
-        self.place(parent, name).is_ok_and(|place| {
+        let waits = self.place(parent, name).is_ok_and(|place| {
             let known = self.nodb.controllers.get(&place);
             known.is_some_and(|known| known.is_returning(caller.tid))
-        })
+        });
+        (!waits).then(|| self.lookup(parent, name, caller))
     }
 
     /// What a name leads to: for a writer on its way, its own staging.
     pub fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> Result<Entry> {
+        let found = self.look_up(parent, name, caller, true)?;
+        Ok(found.ok_or(Errno::AGAIN)?)
+    }
+
+    /// `None`: it cannot be said without waiting, and the caller is not `patient`.
+    fn look_up(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: Caller,
+        patient: bool,
+    ) -> Result<Option<Entry>> {
         let place = self.place(parent, name)?;
         if is_controller(name) {
             match self.lookup_controller(&place, caller) {
                 // no regular file: a directory or a symlink of that name
                 Err(Error::Superseded) => {}
-                found => return found,
+                found => return found.map(Some),
             }
         }
         if let Some(controller) = self.locked_at(&place)? {
-            return self.lookup_lock(&controller, caller);
+            return self.lookup_lock(&controller, caller).map(Some);
         }
-        let (inode, attr) = self.plain.lookup(&place)?;
-        Ok(self.plain_entry(name, &inode, attr))
+        match self.plain.lookup(&place) {
+            Ok((inode, attr)) => Ok(Some(self.plain_entry(name, &inode, attr))),
+            Err(Error::Source(Errno::NOENT)) => self.lookup_log(&place, caller, patient),
+            Err(error) => Err(error),
+        }
     }
 
     fn lookup_controller(&self, place: &Place, caller: Caller) -> Result<Entry> {
@@ -155,7 +179,7 @@ impl Fs {
                 self.nodb.notify(linked, true);
             }
             Node::Generation(_) | Node::Staging(_) => return Err(Error::Superseded),
-            Node::Lock(_) => return Err(Errno::PERM.into()),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::PERM.into()),
         }
         self.lookup(parent, name, caller)
     }

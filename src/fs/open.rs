@@ -11,6 +11,8 @@ use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
 use crate::fs::inode::Inode;
 use crate::fs::local::is_local;
+use crate::fs::locks::Through;
+use crate::fs::pages::Treat;
 use crate::fs::{Entry, Fs, Open, Opened, plain};
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
@@ -38,10 +40,7 @@ impl Fs {
                 Some(hot.map(|payload| self.reader(payload)))
             }
             Ok(Node::Plain(inode)) => {
-                let plain = inode
-                    .places()
-                    .first()
-                    .is_none_or(|place| !is_controller(&place.name));
+                let plain = inode.is_named(is_controller) != Some(true);
                 plain.then(|| self.open_plain(&inode, flags, caller))
             }
             Ok(Node::Staging(staging))
@@ -49,6 +48,7 @@ impl Fs {
             {
                 Some(self.enter(&staging, flags, caller))
             }
+            Ok(Node::Log(file)) => Some(self.open_log(file, flags, caller)),
             Ok(Node::Generation(_) | Node::Staging(_) | Node::Lock(_)) => None,
             Err(error) => Some(Err(error)),
         }
@@ -80,6 +80,7 @@ impl Fs {
             },
             Node::Generation(generation) => self.find_generation(&generation, flags, caller),
             Node::Staging(staging) => self.find_staging(&staging, flags, caller),
+            Node::Log(file) => self.open_log(file, flags, caller).map(Way::Here),
             Node::Lock(file) => {
                 let asking = asking(flags, caller);
                 let open = self.nodb.open_lock(&file, flags, asking)?;
@@ -88,15 +89,17 @@ impl Fs {
         }
     }
 
-    fn open_plain(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<Open> {
+    fn open_plain(&self, inode: &Arc<Inode>, flags: i32, caller: Caller) -> Result<Open> {
         let (attr, fd) = self.plain.open(inode, flags, caller)?;
+        let (writes, local) = (writes(flags), self.plain.inodes.is_local(&inode.ident));
+        let flush = inode.is_locked_in_ranges() || writes && !local && !is_local(&*fd);
         let opened = Opened::Plain {
-            flush: writes(flags) && !is_local(&*fd),
+            flush,
             fd: fd.clone(),
-            set_id: attr.is_set_id(),
+            treat: Treat::new(inode, &attr, flags, writes, local),
         };
         Ok(Open {
-            handle: self.handles.add(Handle::File(fd)),
+            handle: self.handles.add(Handle::File(fd), flush),
             opened,
         })
     }
@@ -129,7 +132,7 @@ impl Fs {
             // nobody can tell the threads of invisible processes apart: serve it here
             let loaded = self.nodb.load(controller)?;
             return Ok(Way::Here(Open {
-                handle: self.handles.add(Handle::Reader(loaded.payload)),
+                handle: self.handles.add(Handle::Reader(loaded.payload), true),
                 opened: Opened::Direct,
             }));
         }
@@ -150,7 +153,7 @@ impl Fs {
 
     fn reader(&self, payload: Arc<Payload>) -> Open {
         Open {
-            handle: self.handles.add(Handle::Reader(payload)),
+            handle: self.handles.add(Handle::Reader(payload), false),
             opened: Opened::Generation,
         }
     }
@@ -162,7 +165,7 @@ impl Fs {
             append: flags & libc::O_APPEND != 0,
         };
         Open {
-            handle: self.handles.add(Handle::Writer(Arc::new(writer))),
+            handle: self.handles.add(Handle::Writer(Arc::new(writer)), true),
             opened: Opened::Direct,
         }
     }
@@ -195,15 +198,17 @@ impl Fs {
             );
         }
         let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
+        let local = self.plain.inodes.is_local(&inode.ident);
+        let flush = inode.is_locked_in_ranges() || !local && !is_local(&*fd);
         let opened = Opened::Plain {
-            flush: !is_local(&*fd),
+            flush,
             fd: fd.clone(),
-            set_id: attr.is_set_id(),
+            treat: Treat::new(&inode, &attr, flags, true, local),
         };
         Ok((
             self.plain_entry(name, &inode, attr),
             Open {
-                handle: self.handles.add(Handle::File(fd)),
+                handle: self.handles.add(Handle::File(fd), flush),
                 opened,
             },
         ))
@@ -216,7 +221,7 @@ impl Fs {
         let changed = dir.attr()?.mtime;
         let settled = unix_nanos(SystemTime::now()) - changed > GRAIN;
         let keep = inode.listed(settled.then_some(changed));
-        let handle = self.handles.add(Handle::Dir(Arc::new(dir)));
+        let handle = self.handles.add(Handle::Dir(Arc::new(dir)), false);
         Ok(Open {
             handle,
             opened: Opened::Directory { keep },
@@ -225,14 +230,26 @@ impl Fs {
 
     /// Whether closing a descriptor of `handle`, or the last one, may wait.
     pub fn close_may_wait(&self, handle: u64) -> bool {
-        matches!(self.handles.get(handle), Ok(Handle::Writer(_)))
+        match self.handles.get(handle) {
+            Ok(Handle::Writer(_) | Handle::Log(_)) => true,
+            Ok(Handle::Reader(_)) => self.nodb.any_flock(),
+            _ => false,
+        }
     }
 
-    /// One of the descriptors of an open file is closed.
-    pub fn flush(&self, handle: u64, caller: Caller) -> Result<()> {
+    /// One of the descriptors of an open file is closed, by whom the kernel calls `owner` of its locks.
+    pub fn flush(&self, id: u64, handle: u64, owner: u64, caller: Caller) -> Result<()> {
         match self.handles.get(handle)? {
-            Handle::File(fd) => flush(&*fd),
-            Handle::Writer(writer) => self.nodb.flush(&writer, asking(0, caller)),
+            Handle::File(fd) => {
+                self.plain.locks.closed(id, owner);
+                flush(&*fd)
+            }
+            Handle::Writer(writer) => {
+                let flushed = self.nodb.flush(&writer, asking(0, caller));
+                self.nodb.flock_closed(&writer.staging.controller, owner);
+                flushed
+            }
+            Handle::Log(log) => self.nodb.flush_log(&log, caller),
             Handle::Reader(_) | Handle::Dir(_) | Handle::Lock(_) => Ok(()),
         }
     }
@@ -243,16 +260,31 @@ impl Fs {
             Handle::File(fd) => plain::sync(&fd, data_only),
             Handle::Writer(writer) => self.nodb.sync(&writer, asking(0, caller)),
             Handle::Dir(dir) => plain::sync(dir.fd(), data_only),
-            Handle::Reader(_) | Handle::Lock(_) => Ok(()),
+            Handle::Reader(_) | Handle::Lock(_) | Handle::Log(_) => Ok(()),
         }
     }
 
-    /// The last descriptor is gone: nothing can be reported any more, only cleaned up.
-    pub fn release(&self, handle: u64) {
-        if let Some(Handle::Writer(writer)) = self.handles.remove(handle)
-            && writer.staging.closed()
-        {
-            self.nodb.abandon(&writer);
+    /// The last descriptor is gone: nothing can be reported any more, only cleaned up. With `flocked`, it
+    /// has had a `flock`.
+    pub fn release(&self, id: u64, handle: u64, flocked: bool) {
+        match self.handles.remove(handle) {
+            Some(Handle::File(fd)) => {
+                let through = Through {
+                    id,
+                    handle,
+                    fd: &fd,
+                };
+                self.plain.locks.released(through, flocked);
+            }
+            Some(Handle::Writer(writer)) => {
+                if writer.staging.closed() {
+                    self.nodb.abandon(&writer);
+                }
+                self.nodb.flock_released(handle);
+            }
+            Some(Handle::Reader(_)) => self.nodb.flock_released(handle),
+            Some(Handle::Log(log)) => self.nodb.release_log(&log),
+            Some(Handle::Dir(_) | Handle::Lock(_)) | None => {}
         }
     }
 }

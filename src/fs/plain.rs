@@ -20,7 +20,9 @@ use crate::error::{Errno, Result};
 use crate::fs::attr::{Attr, timespec};
 use crate::fs::credentials::Caller;
 use crate::fs::handle::OpenDir;
-use crate::fs::inode::{Inode, Inodes, Place, reopen_path};
+use crate::fs::inode::{Inode, Place, reopen_path};
+use crate::fs::inodes::Inodes;
+use crate::fs::locks::Locks;
 
 /// A time as `utimensat` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,7 @@ const PASSED_ON: i32 = libc::O_ACCMODE
 #[derive(Debug)]
 pub struct Plain {
     pub inodes: Inodes,
+    pub locks: Arc<Locks>,
 }
 
 impl Plain {
@@ -215,6 +218,9 @@ impl Plain {
     /// Opens a regular file with the caller's `flags`: the one that has the name now, whatever the
     /// kernel remembers. What is written must not go to a file that was replaced meanwhile.
     pub fn open(&self, inode: &Inode, flags: i32, caller: Caller) -> Result<(Attr, Arc<OwnedFd>)> {
+        if inode.ident.format == libc::S_IFREG && flags & (libc::O_ACCMODE | libc::O_TRUNC) == 0 {
+            return self.open_to_read(inode, flags);
+        }
         let attr = self.inodes.still_there(inode)?;
         let lower = self.inodes.fd(inode)?;
         let fd = Arc::new(openat(
@@ -224,9 +230,25 @@ impl Plain {
             Mode::empty(),
         )?);
         if flags & libc::O_TRUNC != 0 && caller.uid != 0 {
-            kill_privileges(&*fd)?;
+            kill_privileges(&*fd, caller)?;
         }
-        inode.opened(&fd);
+        inode.opened(&fd, flags);
+        Ok((attr, fd))
+    }
+
+    /// By its name, which does no harm should that lead to another file by now, and takes fewer calls.
+    fn open_to_read(&self, inode: &Inode, flags: i32) -> Result<(Attr, Arc<OwnedFd>)> {
+        let (attr, fd) = match self.inodes.open_by_name(inode, passed_on(flags))? {
+            Some(opened) => opened,
+            // it has no name any more
+            None => {
+                let path = reopen_path(&*self.inodes.fd(inode)?);
+                let fd = openat(CWD, path, passed_on(flags), Mode::empty())?;
+                (Attr::of_fd(&fd)?, fd)
+            }
+        };
+        let fd = Arc::new(fd);
+        inode.opened(&fd, flags);
         Ok((attr, fd))
     }
 
@@ -250,7 +272,7 @@ impl Plain {
         let fd = Arc::new(fd?);
         let attr = Attr::of_fd(&*fd)?;
         let inode = self.inodes.found(place.clone(), &attr);
-        inode.opened(&fd);
+        inode.opened(&fd, flags);
         Ok((inode, attr, fd))
     }
 
@@ -272,14 +294,21 @@ impl Plain {
         list_xattrs(&*self.inodes.fd(inode)?, size)
     }
 
-    pub fn setxattr(&self, inode: &Inode, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        inode: &Inode,
+        name: &OsStr,
+        value: &[u8],
+        flags: u32,
+        caller: Caller,
+    ) -> Result<()> {
         let fd = self.inodes.fd(inode)?;
-        Ok(setxattr(
-            reopen_path(&*fd),
-            name,
-            value,
-            XattrFlags::from_bits_retain(flags),
-        )?)
+        let flags = XattrFlags::from_bits_retain(flags);
+        setxattr(reopen_path(&*fd), name, value, flags)?;
+        if caller.uid != 0 && name == "system.posix_acl_access" {
+            keep_mode(&*fd, |attr| attr.mode & !foreign_set_gid(attr, caller))?;
+        }
+        Ok(())
     }
 
     pub fn removexattr(&self, inode: &Inode, name: &OsStr) -> Result<()> {
@@ -337,6 +366,9 @@ pub fn change(
     caller: Caller,
 ) -> Result<()> {
     if set.uid.is_some() || set.gid.is_some() {
+        if caller.uid != 0 {
+            kill_privileges(fd, caller)?;
+        }
         let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
         chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
     }
@@ -354,7 +386,7 @@ pub fn change(
             )?,
         }
         if set.mode.is_none() && caller.uid != 0 {
-            kill_privileges(fd)?;
+            kill_privileges(fd, caller)?;
         }
     }
     if let Some(mode) = set.mode {
@@ -377,13 +409,35 @@ pub fn change(
 }
 
 /// A changed file is set-uid no more: the daemon's own rights must not spare the bits.
-pub fn kill_privileges(fd: &impl AsFd) -> Result<()> {
-    let attr = Attr::of_fd(fd)?;
-    let mut kept = attr.mode & !libc::S_ISUID;
-    if attr.mode & libc::S_IXGRP != 0 {
-        kept &= !libc::S_ISGID;
+pub fn kill_privileges(fd: &impl AsFd, caller: Caller) -> Result<()> {
+    keep_mode(fd, |attr| {
+        let set_gid = if attr.mode & libc::S_IXGRP != 0 {
+            libc::S_ISGID
+        } else {
+            foreign_set_gid(attr, caller)
+        };
+        if attr.is_file() {
+            attr.mode & !libc::S_ISUID & !set_gid
+        } else {
+            attr.mode
+        }
+    })
+}
+
+/// The set-gid bit, unless the caller is in the file's group.
+fn foreign_set_gid(attr: &Attr, caller: Caller) -> u32 {
+    if attr.mode & libc::S_ISGID != 0 && !caller.is_in(attr.gid) {
+        libc::S_ISGID
+    } else {
+        0
     }
-    if attr.is_file() && kept != attr.mode {
+}
+
+/// Leaves a file only the bits of its mode that `kept` names.
+fn keep_mode(fd: &impl AsFd, kept: impl FnOnce(&Attr) -> u32) -> Result<()> {
+    let attr = Attr::of_fd(fd)?;
+    let kept = kept(&attr);
+    if kept != attr.mode {
         chmodat(
             CWD,
             reopen_path(fd),
@@ -436,7 +490,7 @@ pub fn allocate(fd: &OwnedFd, mode: i32, offset: u64, length: u64, caller: Calle
         length,
     )?;
     if caller.uid != 0 {
-        kill_privileges(fd)?;
+        kill_privileges(fd, caller)?;
     }
     Ok(())
 }
@@ -468,7 +522,7 @@ pub fn copy(
         length,
     )?;
     if caller.uid != 0 {
-        kill_privileges(to)?;
+        kill_privileges(to, caller)?;
     }
     Ok(copied)
 }

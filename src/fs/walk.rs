@@ -11,7 +11,8 @@ use std::sync::Arc;
 use crate::error::{Errno, Result};
 use crate::fs::Fs;
 use crate::fs::attr::Attr;
-use crate::fs::inode::{Inode, Place, ROOT, reopen_path};
+use crate::fs::inode::{Inode, Place, reopen_path};
+use crate::fs::inodes::ROOT;
 
 /// More names than a path that somebody can type.
 const MOST_NAMES: usize = 2048;

@@ -9,6 +9,7 @@ use rustix::fs::{XattrFlags, removexattr, setxattr};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::Fs;
+use crate::fs::credentials::Caller;
 use crate::fs::inode::reopen_path;
 use crate::fs::plain::{XattrReply, list_xattrs, read_xattr};
 use crate::nodb::controller::Controller;
@@ -23,7 +24,7 @@ impl Fs {
         is_own(name)
             && !matches!(
                 self.plain.inodes.get(id),
-                Ok(Node::Plain(_) | Node::Lock(_))
+                Ok(Node::Plain(_) | Node::Lock(_) | Node::Log(_))
             )
     }
 
@@ -34,7 +35,7 @@ impl Fs {
             // the kernel asks before a writer's first byte; a document has no capabilities
             Node::Staging(_) if name == "security.capability" => return Err(Errno::NODATA.into()),
             Node::Staging(staging) if staging.is_newborn() => return Err(Errno::NODATA.into()),
-            Node::Lock(_) => return Err(Errno::NODATA.into()),
+            Node::Lock(_) | Node::Log(_) => return Err(Errno::NODATA.into()),
             node => controller_of(node)?,
         };
         if !is_own(name) {
@@ -53,18 +54,25 @@ impl Fs {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.listxattr(&inode, size),
             Node::Staging(staging) if staging.is_newborn() => Ok(XattrReply::none(size)),
-            Node::Lock(_) => Ok(XattrReply::none(size)),
+            Node::Lock(_) | Node::Log(_) => Ok(XattrReply::none(size)),
             node => list_xattrs(&self.lower(&*controller_of(node)?)?, size),
         }
     }
 
-    pub fn setxattr(&self, id: u64, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        id: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: u32,
+        caller: Caller,
+    ) -> Result<()> {
         match self.plain.inodes.get(id)? {
-            Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags),
+            Node::Plain(inode) => self.plain.setxattr(&inode, name, value, flags, caller),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::OPNOTSUPP.into()),
             node if is_own(name) => self.nodb.act(&*controller_of(node)?, name),
             // there is no file yet that could keep it
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::OPNOTSUPP.into()),
-            Node::Lock(_) => Err(Errno::OPNOTSUPP.into()),
             node => {
                 let fd = self.lower(&*controller_of(node)?)?;
                 Ok(setxattr(
@@ -80,11 +88,11 @@ impl Fs {
     pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<()> {
         match self.plain.inodes.get(id)? {
             Node::Plain(inode) => self.plain.removexattr(&inode, name),
+            Node::Lock(_) | Node::Log(_) => Err(Errno::NODATA.into()),
             // there is nothing of this name that could be removed, but the entry
             node if name == "user.nodbfs.evict" => self.nodb.act(&*controller_of(node)?, name),
             _ if is_own(name) => Err(Errno::PERM.into()),
             Node::Staging(staging) if staging.is_newborn() => Err(Errno::NODATA.into()),
-            Node::Lock(_) => Err(Errno::NODATA.into()),
             node => Ok(removexattr(
                 reopen_path(&self.lower(&*controller_of(node)?)?),
                 name,
@@ -104,7 +112,9 @@ fn controller_of(node: Node) -> Result<Arc<Controller>> {
             Ok(generation.controller.clone())
         }
         Node::Staging(staging) => Ok(staging.controller.clone()),
-        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) => Err(Error::Superseded),
+        Node::Generation(_) | Node::Plain(_) | Node::Lock(_) | Node::Log(_) => {
+            Err(Error::Superseded)
+        }
     }
 }
 

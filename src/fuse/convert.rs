@@ -29,6 +29,27 @@ pub fn attr(ino: u64, attr: &Attr) -> FileAttr {
     }
 }
 
+/// What the kernel is told of a name that is not there: number 0.
+pub fn nothing() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
 /// File types; what has none is a regular file.
 pub fn kind(file_type: rustix::fs::FileType) -> FileType {
     use rustix::fs::FileType as Lower;

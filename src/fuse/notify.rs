@@ -1,7 +1,8 @@
-//! Notices to the kernel, from a thread of their own with nothing held: the kernel takes its own
-//! locks to carry them out, and an operation may be waiting for a reply under those.
+//! Notices to the kernel. Those about names come from a thread of their own with nothing held: the kernel
+//! takes its own locks to carry them out, and an operation may be waiting for a reply under those.
 
 use std::ffi::{OsStr, OsString};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Notices {
     queue: Sender<Notice>,
     waiting: Mutex<Option<Receiver<Notice>>>,
+    kernel: OnceLock<Notifier>,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl Default for Notices {
         Self {
             queue,
             waiting: Mutex::new(Some(waiting)),
+            kernel: OnceLock::new(),
         }
     }
 }
@@ -46,6 +49,8 @@ impl Notices {
         let Some(waiting) = self.waiting.lock().take() else {
             return;
         };
+        // the first and only one
+        let _ = self.kernel.set(kernel.clone());
         let tell = move || {
             for notice in waiting {
                 if let Err(error) = kernel.inval_entry(INodeNo(notice.dir), &notice.name) {
@@ -77,6 +82,17 @@ impl Kernel for Notices {
         // without a connection there is no kernel that remembers anything
         if self.queue.send(notice).is_ok() && wait && carried_out.recv_timeout(PATIENCE).is_err() {
             debug!(?name, "the kernel is busy with the directory; told later");
+        }
+    }
+
+    fn attributes_changed(&self, id: u64) {
+        // before the first byte of the content: only the attributes, for which the kernel waits for nobody
+        let told = self
+            .kernel
+            .get()
+            .map(|kernel| kernel.inval_inode(INodeNo(id), -1, 0));
+        if let Some(Err(error)) = told {
+            debug!(%error, id, "the kernel was not told");
         }
     }
 }

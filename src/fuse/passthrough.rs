@@ -1,18 +1,21 @@
-//! Kernel passthrough: reads and writes of plain files go to the lower file without the daemon.
+//! Whose pages a plain file's reads come from: the lower file's, by kernel passthrough, or the kernel's own of the mount,
+//! which cost less where files are small and are read as they are.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use fuser::BackingId;
+use fuser::{BackingId, INodeNo, Notifier};
 use parking_lot::Mutex;
 
-/// Which inodes have a backing file at the kernel's, and who has them open that way. The kernel
-/// wants one backing file per inode, and all its opens through it or none.
+use crate::fs::pages::{Paged, Treat};
+
+/// How each inode is open. The kernel wants all opens of an inode to go to one backing file, or none.
 #[derive(Debug, Default)]
 pub struct Passthrough {
     allowed: AtomicBool,
+    kernel: OnceLock<Notifier>,
     inodes: Mutex<HashMap<u64, Backed>>,
 }
 
@@ -20,7 +23,25 @@ pub struct Passthrough {
 struct Backed {
     /// `None`: opened through the page cache, so the others must be too.
     backing: Option<Arc<BackingId>>,
-    handles: Vec<u64>,
+    handles: Vec<Opening>,
+}
+
+#[derive(Debug)]
+struct Opening {
+    handle: u64,
+    /// Through the page cache: to be dropped when it is closed.
+    _paged: Option<Paged>,
+}
+
+/// How the kernel is to treat an open plain file.
+pub enum Way {
+    /// By passthrough.
+    Lower(Arc<BackingId>),
+    /// Through the page cache; with `keep`, what it has of the file is still right.
+    Pages { keep: bool },
+    /// By asking for every read: others have the file open through the page cache, and the kernel does not know yet
+    /// what it is like now.
+    Asking,
 }
 
 impl Passthrough {
@@ -29,26 +50,55 @@ impl Passthrough {
         self.allowed.store(allowed, Ordering::Relaxed);
     }
 
-    /// A new open of the inode `id`: its backing file, registered with `open` for the first one if
-    /// that is `wanted`. `None`: through the page cache.
+    /// The kernel can be told from now on.
+    pub fn connect(&self, kernel: Notifier) {
+        // there is one connection in a mount's life
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// The lower file is about to be mapped: writes through the mapping change its times, of which the
+    /// kernel's FUSE client does not hear. So it forgets what it knows.
+    pub fn forget_times(&self, id: u64) {
+        if let Some(kernel) = self.kernel.get()
+            && let Err(error) = kernel.inval_inode(INodeNo(id), -1, 0)
+        {
+            tracing::debug!(%error, id, "the kernel was not told");
+        }
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.allowed.load(Ordering::Relaxed)
+    }
+
+    /// A new open of the inode `id`, which had better be treated like `treat`. `open` registers the backing file
+    /// if this is the first open that needs one.
     pub fn attach(
         &self,
         id: u64,
         handle: u64,
-        wanted: bool,
+        treat: &Treat,
         open: impl FnOnce() -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
+    ) -> Way {
         let mut inodes = self.inodes.lock();
+        let wanted = treat.by_passthrough();
         let backed = inodes.entry(id).or_insert_with(|| Backed {
             backing: if wanted { self.register(open) } else { None },
             handles: Vec::new(),
         });
-        backed.handles.push(handle);
-        backed.backing.clone()
+        let (way, _paged) = match &backed.backing {
+            Some(backing) => (Way::Lower(backing.clone()), None),
+            None if self.is_allowed() && treat.is_news() => (Way::Asking, None),
+            None => {
+                let (paged, keep) = treat.page();
+                (Way::Pages { keep }, Some(paged))
+            }
+        };
+        backed.handles.push(Opening { handle, _paged });
+        way
     }
 
     fn register(&self, open: impl FnOnce() -> io::Result<BackingId>) -> Option<Arc<BackingId>> {
-        if !self.allowed.load(Ordering::Relaxed) {
+        if !self.is_allowed() {
             return None;
         }
         match open() {
@@ -64,11 +114,12 @@ impl Passthrough {
     /// An open of the inode `id` ended.
     pub fn detach(&self, id: u64, handle: u64) {
         let mut inodes = self.inodes.lock();
-        if let Some(backed) = inodes.get_mut(&id) {
-            backed.handles.retain(|open| *open != handle);
-            if backed.handles.is_empty() {
-                inodes.remove(&id);
-            }
+        let Some(backed) = inodes.get_mut(&id) else {
+            return;
+        };
+        backed.handles.retain(|open| open.handle != handle);
+        if backed.handles.is_empty() {
+            inodes.remove(&id);
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Replies: an operation's answer as the kernel takes it.
 
+use std::io;
 use std::time::Duration;
 
 use fuser::{
-    Errno as FuseErrno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
+    BackingId, Errno as FuseErrno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
 };
 
+use rustix::fd::OwnedFd;
+
 use super::convert;
-use super::passthrough::Passthrough;
+use super::passthrough::{Passthrough, Way};
 use crate::error::{Error, Result};
 use crate::fs::attr::Attr;
 use crate::fs::plain::XattrReply;
@@ -31,6 +34,14 @@ pub fn entry(reply: ReplyEntry, answer: Result<Entry>) {
         }
         Err(error) => reply.error(errno(&error)),
     }
+}
+
+/// Replies to a lookup of a name that is not there, which the kernel may believe for `ttl`.
+pub fn missing(reply: ReplyEntry, ttl: Duration) {
+    if ttl.is_zero() {
+        return reply.error(FuseErrno::ENOENT);
+    }
+    reply.entry_with_ttls(&Duration::ZERO, &ttl, &convert::nothing(), GENERATION);
 }
 
 /// Replies to an operation that answers with nothing.
@@ -62,23 +73,50 @@ pub fn open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result
         Err(error) => return reply.error(errno(&error)),
     };
     let handle = FileHandle(open.handle);
-    let backing = match &open.opened {
-        Opened::Plain { fd, set_id, .. } => {
-            passthrough.attach(id, open.handle, !set_id, || reply.open_backing(fd))
+    let way = way_of(passthrough, id, &open, |fd| reply.open_backing(fd));
+    let flags = flags_of(&open.opened, way.as_ref());
+    if let (Some(Way::Lower(_)), Opened::Plain { treat, .. }) = (&way, &open.opened)
+        && treat.maps
+    {
+        passthrough.forget_times(id);
+    }
+    match way {
+        Some(Way::Lower(backing)) => reply.opened_passthrough(handle, flags, &backing),
+        _ => reply.opened(handle, flags),
+    }
+}
+
+/// Which way the reads and writes of a plain file go.
+fn way_of(
+    passthrough: &Passthrough,
+    id: u64,
+    open: &Open,
+    backing: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
+) -> Option<Way> {
+    match &open.opened {
+        Opened::Plain { fd, treat, .. } => {
+            Some(passthrough.attach(id, open.handle, treat, || backing(fd)))
         }
         _ => None,
-    };
-    match backing {
-        Some(backing) => reply.opened_passthrough(handle, flags_of(&open.opened), &backing),
-        None => reply.opened(handle, flags_of(&open.opened)),
     }
 }
 
 /// How the kernel is to treat what was opened (measured: every request saved counts).
-fn flags_of(opened: &Opened) -> FopenFlags {
+fn flags_of(opened: &Opened, way: Option<&Way>) -> FopenFlags {
     match opened {
-        Opened::Plain { flush: false, .. } => FopenFlags::FOPEN_NOFLUSH,
-        Opened::Plain { flush: true, .. } => FopenFlags::empty(),
+        Opened::Plain { flush, .. } => {
+            let pages = match way {
+                Some(Way::Pages { keep: true }) => FopenFlags::FOPEN_KEEP_CACHE,
+                Some(Way::Asking) => FopenFlags::FOPEN_DIRECT_IO,
+                _ => FopenFlags::empty(),
+            };
+            let flush = if *flush {
+                FopenFlags::empty()
+            } else {
+                FopenFlags::FOPEN_NOFLUSH
+            };
+            pages | flush
+        }
         Opened::Generation => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
         Opened::Direct => FopenFlags::FOPEN_DIRECT_IO,
         Opened::Directory { keep: true } => {
@@ -102,17 +140,12 @@ pub fn create(reply: ReplyCreate, passthrough: &Passthrough, answer: Result<(Ent
     };
     let attr = convert::attr(entry.id, &entry.attr);
     let (ttl, handle) = (entry.entry_ttl.min(entry.attr_ttl), FileHandle(open.handle));
-    let backing = match &open.opened {
-        Opened::Plain { fd, set_id, .. } => {
-            passthrough.attach(entry.id, open.handle, !set_id, || reply.open_backing(fd))
-        }
-        _ => None,
-    };
-    let flags = flags_of(&open.opened);
-    match backing {
-        Some(backing) => {
+    let way = way_of(passthrough, entry.id, &open, |fd| reply.open_backing(fd));
+    let flags = flags_of(&open.opened, way.as_ref());
+    match way {
+        Some(Way::Lower(backing)) => {
             reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, &backing)
         }
-        None => reply.created(&ttl, &attr, GENERATION, handle, flags),
+        _ => reply.created(&ttl, &attr, GENERATION, handle, flags),
     }
 }

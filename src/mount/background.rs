@@ -13,7 +13,7 @@ use tracing::error;
 use super::{Built, Source};
 use crate::config::{Config, Log};
 use crate::hint::{self, Hinted};
-use crate::telemetry;
+use crate::telemetry::output;
 
 /// Set by the command for the daemon that it starts.
 const DAEMON: &str = "NODBFS_DAEMON";
@@ -73,7 +73,7 @@ where
     // the terminal's signals are for the command; a session leader of one's own has no terminal.
     // Refused only if this is one already
     let _ = rustix::process::setsid();
-    let result = telemetry::init(&config.log).and_then(|()| {
+    let result = output::init(&config.log).and_then(|()| {
         let pipe = Pipe {
             log: config.log.clone(),
         };
@@ -108,7 +108,7 @@ impl Pipe {
         let null = fs::OpenOptions::new().write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null)?;
         // what libraries and the runtime still say to stderr belongs into the log
-        rustix::stdio::dup2_stderr(telemetry::open(&self.log.to)?)?;
+        rustix::stdio::dup2_stderr(output::open(&self.log.to)?)?;
         Ok(())
     }
 }

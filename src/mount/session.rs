@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 use fuser::{MountOption, Session, SessionACL};
-use rustix::fs::{major, minor};
+use rustix::fs::{StatVfsMountFlags, major, minor};
 use tracing::warn;
 
 use super::{repair, table, unmount};
@@ -38,8 +38,13 @@ pub fn check_device() -> Result<()> {
 }
 
 /// Mounts and shakes hands with the kernel; nothing is answered before the session is served.
-pub fn mount<F: fuser::Filesystem>(config: &Config, filesystem: F) -> Result<Session<F>> {
-    Session::new(filesystem, &config.mountpoint, &options(config)).map_err(|cause| {
+pub fn mount<F: fuser::Filesystem>(
+    config: &Config,
+    below: StatVfsMountFlags,
+    filesystem: F,
+) -> Result<Session<F>> {
+    let options = options(config, below);
+    Session::new(filesystem, &config.mountpoint, &options).map_err(|cause| {
         // a failed handshake may leave the mount behind
         if let Err(left) = repair::clear(&config.mountpoint) {
             warn!("{left:#}");
@@ -74,13 +79,24 @@ impl Serving {
     }
 }
 
-fn options(config: &Config) -> fuser::Config {
+/// What the source's own mount forbids, as its flags `below` say, this one does not allow.
+fn options(config: &Config, below: StatVfsMountFlags) -> fuser::Config {
     let flags = config.flags;
+    let forbids = |flag| below.contains(flag);
     let optional = [
         (config.read_only, MountOption::RO),
-        (flags.dev, MountOption::Dev),
-        (flags.suid, MountOption::Suid),
-        (flags.noexec, MountOption::NoExec),
+        (
+            flags.dev && !forbids(StatVfsMountFlags::NODEV),
+            MountOption::Dev,
+        ),
+        (
+            flags.suid && !forbids(StatVfsMountFlags::NOSUID),
+            MountOption::Suid,
+        ),
+        (
+            flags.noexec || forbids(StatVfsMountFlags::NOEXEC),
+            MountOption::NoExec,
+        ),
         (flags.noatime, MountOption::NoAtime),
         (flags.sync, MountOption::Sync),
         (flags.dirsync, MountOption::DirSync),

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, major, minor, open, openat};
@@ -20,6 +22,9 @@ pub struct Source {
     /// `O_PATH | O_DIRECTORY`; stays on the lower directory when the mount point is the source itself.
     dir: OwnedFd,
 }
+
+/// How long a daemon without a mount may take to end.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// The right of an embedded store to be the only one on its source, held until it is dropped.
 #[derive(Debug)]
@@ -89,7 +94,8 @@ impl Source {
         Ok((stat.st_dev, stat.st_ino))
     }
 
-    /// For the embedded store, which sees only its own locks: refuses a second one on this source.
+    /// For the embedded store, which sees only its own locks: refuses a second one on this source. A
+    /// daemon whose mount is gone, as after umount(8), is given the time to end.
     ///
     /// # Errors
     /// Another daemon has claimed it, or the directory may not be read.
@@ -108,7 +114,14 @@ impl Source {
             Mode::empty(),
         )
         .with_context(what)?;
-        match flock(&locked, FlockOperation::NonBlockingLockExclusive) {
+        let started = Instant::now();
+        let mut claimed = flock(&locked, FlockOperation::NonBlockingLockExclusive);
+        while claimed == Err(Errno::WOULDBLOCK) && !self.is_mounted() && started.elapsed() < ENDING
+        {
+            sleep(Duration::from_millis(5));
+            claimed = flock(&locked, FlockOperation::NonBlockingLockExclusive);
+        }
+        match claimed {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let what = format!(
@@ -123,6 +136,16 @@ impl Source {
             Err(cause) => warn!("{}: {cause}; a second one would go unnoticed", what()),
         }
         Ok(ClaimedSource { _locked: locked })
+    }
+
+    /// Whether the mount table has a mount of ours by the source's own name.
+    fn is_mounted(&self) -> bool {
+        let source = self.path.to_string_lossy();
+        table::all().is_ok_and(|mounts| {
+            mounts
+                .iter()
+                .any(|mount| mount.is_ours() && mount.source == source)
+        })
     }
 }
 

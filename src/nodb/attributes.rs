@@ -12,7 +12,7 @@ use crate::fs::attr::Attr;
 use crate::fs::inode::Place;
 use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
-use crate::nodb::controller::{Controller, Origin};
+use crate::nodb::controller::Controller;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
 use crate::nodb::seal::digest;
@@ -31,6 +31,7 @@ impl Nodb {
         let fd = self.lower(&controller.place)?;
         let before = Attr::of_fd(&fd)?;
         step::at(Step::Change)?;
+        let _changing = controller.changing();
         plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
         let attr = Attr::of_fd(&fd)?;
         if let Some(current) = controller
@@ -101,11 +102,10 @@ impl Nodb {
             "channel" => self.identity_now(controller)?.channel,
             "cache_key" => self.cache_key(&controller.place)?,
             "generation" => digest(self.load(controller)?.bytes()?).to_string(),
-            "source" => match controller.last_read_from().ok_or(Errno::NODATA)? {
-                Origin::Memory => "memory".to_owned(),
-                Origin::Cache => "cache".to_owned(),
-                Origin::Disk => "disk".to_owned(),
-            },
+            "source" => {
+                let last = controller.last_read_from().ok_or(Errno::NODATA)?;
+                last.name().to_owned()
+            }
             "lock" => self.holder_value(controller)?.unwrap_or_default(),
             "last_error" => controller.last_error().ok_or(Errno::NODATA)?,
             _ => return Err(Errno::NODATA.into()),

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::LazyLock;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
@@ -49,7 +50,19 @@ pub fn own_owner() -> String {
     format!("{}:{}", own_hostname(), std::process::id())
 }
 
-fn own_hostname() -> String {
+/// The process that signs as `owner`, if that is one of this host's as the daemon sees it.
+pub fn pid_here(owner: &str) -> Option<u32> {
+    let (host, pid) = owner.rsplit_once(':')?;
+    (host == own_hostname()).then(|| pid.parse().ok())?
+}
+
+/// The daemon's own host, as it was named when first asked for.
+pub fn own_hostname() -> &'static str {
+    static OWN: LazyLock<String> = LazyLock::new(hostname);
+    &OWN
+}
+
+fn hostname() -> String {
     rustix::system::uname()
         .nodename()
         .to_string_lossy()
@@ -85,7 +98,7 @@ fn visit(tid: u32) -> Option<String> {
         let kind = LinkNameSpaceType::HostNameAndNISDomainName;
         move_into_link_name_space(rustix::fd::AsFd::as_fd(&namespace), Some(kind)).ok()?;
     }
-    Some(own_hostname())
+    Some(hostname())
 }
 
 #[cfg(test)]

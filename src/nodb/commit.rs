@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::counters::{self, Event};
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::Attr;
 use crate::fs::inode::Place;
@@ -25,6 +24,7 @@ use crate::nodb::seal::{Seal, digest};
 use crate::nodb::staging::{Snapshot, Writer};
 use crate::step::{self, Step};
 use crate::store::{LockName, Meanwhile, StoreError, StoreErrorKind};
+use crate::telemetry::event::Event;
 
 /// What is to become the current generation of which controller.
 #[derive(Debug)]
@@ -89,17 +89,25 @@ impl Nodb {
         job: &Job<'_>,
         brought: Option<Candidate>,
     ) -> Result<Attr> {
+        let mut steps = Steps::start();
         step::at(Step::Validate)?;
         let document = self.validate(&job.snapshot.content)?;
         step::at(Step::Identify)?;
         self.writable(&job.controller.place)?;
         let identity = self.identify(Some(&document), &job.controller.place)?;
+        let name = lock_of(&identity);
+        self.identified(job.controller, &name);
+        steps.took("validate");
         self.locker
-            .cover(leases, job.controller, &lock_of(&identity), job.asking)?;
+            .cover(leases, job.controller, &name, job.asking)?;
+        steps.took("lock");
         self.check_base(job)?;
         let mut candidate = self.prepare(job, brought)?;
+        steps.took("write");
         candidate.sync()?;
+        steps.took("fsync");
         self.locker.check(leases)?;
+        let _changing = job.controller.changing();
         let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref());
         if published.is_err() {
             // what was taken back may have been read, and the entry be the reader's
@@ -107,6 +115,7 @@ impl Nodb {
         }
         let published = published?;
         let (attr, published) = self.verify(job, published)?;
+        steps.took("publish");
         let mut synced = Ok(());
         let mut sync_dirs = || synced = published.sync_dirs();
         self.refresh(
@@ -124,20 +133,21 @@ impl Nodb {
             return Err(error);
         }
         self.install(job.controller, &attr, &job.snapshot.content, document);
+        steps.took("refresh");
+        let who = leases.who().clone();
         let mut published = Some(published);
         let mut conclude = || {
             step::passed(Step::Settle);
             if let Some(replaced) = published.take().and_then(Published::settle) {
                 self.reaper.take(replaced);
             }
-            counters::count(Event::Committed);
-            info!(
-                runid = identity.runid,
-                controller = identity.relpath,
-                bytes = job.snapshot.content.len(),
-                digest = %digest(&job.snapshot.content),
-                "committed"
-            );
+            let committed = Event::Committed {
+                who: &who,
+                generation: &digest(&job.snapshot.content).to_string(),
+                size: job.snapshot.content.len(),
+                steps: &steps.0,
+            };
+            self.note(job.controller, &committed);
         };
         self.locker
             .release_while(leases, true, Meanwhile::of(&mut conclude));
@@ -293,13 +303,19 @@ impl Nodb {
             stale.push(key.clone());
         }
         match put {
-            Ok(()) => self.forget_entries(stale),
+            Ok(()) => {
+                let size = content.len();
+                self.note(controller, &Event::Refreshed { size });
+                self.forget_entries(stale);
+            }
             Err(error) => {
-                warn!(key, %error, "the cache could not be told of a commit");
+                self.note(controller, &Event::Owed { error: &error });
                 stale.push(key);
                 match error.kind {
                     // a server without memory, for one, takes nothing and still deletes
-                    StoreErrorKind::Refused | StoreErrorKind::Denied => self.forget_entries(stale),
+                    StoreErrorKind::Refused | StoreErrorKind::Denied => {
+                        self.forget_entries(stale);
+                    }
                     _ => self.debts.owe(stale),
                 }
             }
@@ -310,20 +326,27 @@ impl Nodb {
     pub fn void_entries(&self, controller: &Controller) -> Result<()> {
         let mut keys = self.aliases(&controller.place);
         keys.push(self.cache_key(&controller.place)?);
-        self.forget_entries(keys);
+        let entries = keys.len();
+        let untold = self.forget_entries(keys);
+        let event = match &untold {
+            None => Event::Evicted { entries },
+            Some(error) => Event::Owed { error },
+        };
+        self.note(controller, &event);
         Ok(())
     }
 
-    /// Deletes cache entries, now or as soon as the store is back. Deleting is always right.
-    pub fn forget_entries(&self, keys: Vec<String>) {
+    /// Deletes cache entries, now or as soon as the store is back: then with the reason. Deleting is always
+    /// right.
+    pub fn forget_entries(&self, keys: Vec<String>) -> Option<StoreError> {
         if keys.is_empty() {
-            return;
+            return None;
         }
         let reached = step::at(Step::Forget).map_err(StoreError::from);
-        if let Err(error) = reached.and_then(|()| self.store.delete(&keys)) {
-            warn!(?keys, %error, "the cache could not be told; noted, to be told later");
-            self.debts.owe(keys);
-        }
+        let error = reached.and_then(|()| self.store.delete(&keys)).err()?;
+        warn!(?keys, %error, "the cache could not be told; noted, to be told later");
+        self.debts.owe(keys);
+        Some(error)
     }
 
     /// The name leads to the new generation from now on.
@@ -362,9 +385,7 @@ impl Nodb {
 
     /// Remembers a refusal for `user.nodbfs.last_error` and the log.
     pub fn refused(&self, controller: &Controller, error: &Error) {
-        counters::count(Event::Refused);
-        let name = controller.place.name.to_string_lossy();
-        warn!(controller = %name, errno = ?error.errno(), reason = %error, "refused");
+        self.note(controller, &Event::Refused { error });
         controller.set_last_error(Some(error.to_string()));
     }
 
@@ -405,7 +426,12 @@ impl Nodb {
                 let path = kept.document.display();
                 let state_dir = self.settings.state_dir.display();
                 let show = format!("nodbfs rejected show {} --state-dir {state_dir}", kept.id);
-                warn!(controller = %name, reason, kept = %path, show, "refused content kept");
+                let kept = Event::Kept {
+                    reason: &reason,
+                    path: &path.to_string(),
+                    show: &show,
+                };
+                self.note(controller, &kept);
                 controller.set_last_error(Some(format!("{reason}; kept as {path}")));
             }
             Err(error) => {
@@ -419,6 +445,22 @@ impl Nodb {
     pub fn notify(&self, place: &Place, renaming: bool) {
         self.kernel
             .entry_changed(place.dir.id, &place.name, !renaming);
+    }
+}
+
+/// How long each step of a commit took.
+struct Steps(Vec<(&'static str, Duration)>, Instant);
+
+impl Steps {
+    fn start() -> Self {
+        Self(Vec::with_capacity(6), Instant::now())
+    }
+
+    /// `step` was done since the one before.
+    fn took(&mut self, step: &'static str) {
+        let now = Instant::now();
+        self.0.push((step, now - self.1));
+        self.1 = now;
     }
 }
 

@@ -1,33 +1,41 @@
 //! A controller: a name in a run directory, which generation it leads to, and which threads are in
 //! the middle of opening it.
 
+mod telling;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tracing::warn;
 
-use crate::counters::{self, Event};
+use crate::counters::{self, Counted};
 use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
+use crate::nodb::logfile::LogFiles;
 use crate::nodb::staging::Staging;
 use crate::store::LockName;
 use crate::store::lease::Held;
+use crate::telemetry::event::{Event, Who};
 
 /// How long an `open` may take between the answer ESTALE and the kernel's second try.
 pub const RETRY: Duration = Duration::from_secs(10);
 
 /// One controller's name.
 ///
-/// Lock order: `state` is taken alone and held across nothing that can wait.
+/// Lock order: each is taken alone and held across nothing that can wait.
 #[derive(Debug)]
 pub struct Controller {
     pub place: Place,
     state: Mutex<State>,
+    /// How many `open`s were answered from memory and not told yet.
+    hits: AtomicU64,
+    log_files: Mutex<LogFiles>,
+    /// Threads that are about to make the real log, and since when.
+    loggers: Mutex<Vec<(u32, Instant)>>,
     /// An [`Origin`].
     read_from: AtomicU8,
 }
@@ -41,6 +49,17 @@ pub enum Origin {
     Disk,
 }
 
+impl Origin {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cache => "cache",
+            Self::Disk => "disk",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     current: Weak<Generation>,
@@ -51,6 +70,12 @@ struct State {
     leases: Vec<Leased>,
     writers: Vec<Weak<Staging>>,
     last_error: Option<String>,
+    /// As the document said last.
+    name: Option<LockName>,
+    /// What the disk showed last; none if nodbfs has changed that itself.
+    seen: Option<Stamp>,
+    /// How many changes of nodbfs's own are under way.
+    changing: u32,
 }
 
 /// A lease that nodbfs took for a writer.
@@ -83,6 +108,9 @@ impl Controller {
         Self {
             place,
             state: Mutex::default(),
+            hits: AtomicU64::new(0),
+            log_files: Mutex::default(),
+            loggers: Mutex::default(),
             read_from: AtomicU8::new(0),
         }
     }
@@ -90,11 +118,14 @@ impl Controller {
     /// Somebody was given bytes that came from there.
     pub fn read_from(&self, origin: Origin) {
         counters::count(match origin {
-            Origin::Memory => Event::FromMemory,
-            Origin::Cache => Event::FromCache,
-            Origin::Disk => Event::FromDisk,
+            Origin::Memory => Counted::FromMemory,
+            Origin::Cache => Counted::FromCache,
+            Origin::Disk => Counted::FromDisk,
         });
         self.read_from.store(origin as u8, Relaxed);
+        if origin == Origin::Memory {
+            self.hits.fetch_add(1, Relaxed);
+        }
     }
 
     /// Where the bytes of the last `open` for reading came from.
@@ -144,6 +175,7 @@ impl Controller {
         let mut state = self.state.lock();
         state.epoch += 1;
         state.current = Weak::new();
+        state.seen = None;
     }
 
     /// `tid` was answered ESTALE and will look for the current generation.
@@ -390,10 +422,10 @@ impl Controllers {
         for held in all.iter().flat_map(|controller| controller.overdue(limit)) {
             // tried again the next time
             if let Ok(true) = held.release(None) {
-                warn!(
-                    lock = held.name().key(),
-                    "held for too long by a writer that does not close; given back"
-                );
+                held.note(&Event::LockReleased {
+                    who: &Who::default(),
+                    why: "held for too long by a writer that does not close",
+                });
             }
         }
     }

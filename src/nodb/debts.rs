@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
-use crate::counters::{self, Event};
+use crate::counters::{self, Counted};
 use crate::nodb::seal::digest;
 use crate::step::{self, Step};
 use crate::store::Store;
@@ -48,7 +48,7 @@ impl Debts {
 
     /// The entries of `keys` must go as soon as the store is back.
     pub fn owe(&self, keys: Vec<String>) {
-        counters::count(Event::DebtMade);
+        counters::count(Counted::DebtMade);
         if let Err(error) = self.write(&keys) {
             error!(?keys, %error, "a debt to the cache could not be written down; kept in memory");
             self.unwritten.lock().extend(keys);
@@ -107,7 +107,7 @@ impl Debts {
             }
             match self.pay_one(&path) {
                 Ok(keys) => {
-                    counters::count(Event::DebtPaid);
+                    counters::count(Counted::DebtPaid);
                     info!(?keys, "the cache was told at last");
                 }
                 Err(error) => {

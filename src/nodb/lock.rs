@@ -3,20 +3,21 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::{debug, info, warn};
+use tracing::debug;
 
-use crate::counters::{self, Event};
 use crate::error::{Error, Result};
 use crate::fs::credentials::Caller;
 use crate::nodb::caller;
 use crate::nodb::controller::Controller;
 use crate::nodb::session::{Living, Session};
-use crate::nodb::session_lock::{SessionLock, SessionLocks, Through};
+use crate::nodb::session_lock::{SessionLock, SessionLocks, Through, Worker};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
 use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
+use crate::telemetry::Telemetry;
+use crate::telemetry::event::{Event, Who};
 
 /// How long a lease must be ours for sure when a publication begins. Longer than any publication
 /// on a healthy disk; the publication is fenced for the others.
@@ -26,6 +27,9 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// by force at any time: the publication is fenced for what happens after the word.
 pub const NEWS: Duration = Duration::from_millis(5);
 
+/// An attempt that took longer has waited for a holder.
+const WAITED: Duration = Duration::from_millis(10);
+
 /// The right to publish a controller.
 #[derive(Debug)]
 enum Lease {
@@ -34,7 +38,7 @@ enum Lease {
     /// The writer's own: not taken, not renewed, not released.
     Adopted(Holder),
     /// The writer's session's, taken by nodbfs: renewed and released for the session.
-    Session(Arc<SessionLock>),
+    Session(Worker),
     /// The tail of a dump of a process that cannot be seen, which has just checked its lock.
     Vouched,
 }
@@ -45,12 +49,27 @@ pub struct Leases {
     held: Vec<(LockName, Lease)>,
     /// The process they were taken for; 0 if it cannot be seen.
     process: u32,
+    /// The same, as it is told of.
+    who: Who,
 }
 
 impl Leases {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
+    }
+
+    /// Whom they were taken for.
+    pub fn who(&self) -> &Who {
+        &self.who
+    }
+
+    /// The lease `name`, if nodbfs took it for this writer.
+    pub fn own(&self, name: &LockName) -> Option<Arc<Held>> {
+        self.held.iter().find_map(|(held, lease)| match lease {
+            Lease::Own(lease) if held == name => Some(lease.clone()),
+            _ => None,
+        })
     }
 }
 
@@ -79,6 +98,7 @@ impl Asking {
 pub struct Locker {
     store: Arc<dyn Store>,
     keeper: Keeper,
+    telemetry: Arc<Telemetry>,
     /// What sessions hold.
     pub sessions: Arc<SessionLocks>,
     /// `<hostname>:<pid>` of the daemon.
@@ -98,11 +118,17 @@ impl fmt::Debug for Locker {
 
 impl Locker {
     /// `wait` is `--lock-wait`, `ttl` is `--lease-ttl`.
-    pub fn new(store: Arc<dyn Store>, wait: Duration, ttl: Duration) -> io::Result<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        telemetry: Arc<Telemetry>,
+        wait: Duration,
+        ttl: Duration,
+    ) -> io::Result<Self> {
         Ok(Self {
-            keeper: Keeper::start()?,
+            keeper: Keeper::telling(telemetry.clone())?,
             sessions: SessionLocks::new()?,
             store,
+            telemetry,
             owner: caller::own_owner(),
             wait,
             ttl,
@@ -134,11 +160,14 @@ impl Locker {
         if self.try_cover(leases, controller, name, asking, meanwhile)? {
             return Ok(());
         }
-        let lease = self.wait_for(name, asking).inspect_err(|error| {
-            counters::count(Event::LockRefused);
-            info!(lock = name.key(), %error, "lock not taken");
-        })?;
-        let lease = self.keep(controller, leases.process, lease);
+        leases.who = Who::of(leases.process);
+        if !asking.nonblocking {
+            let who = &leases.who;
+            self.telemetry.note(name, &Event::LockWaits { who });
+        }
+        let start = Instant::now();
+        let lease = self.wait_for(&leases.who, name, asking)?;
+        let lease = self.keep(controller, leases, lease, Some(start.elapsed()));
         leases.held.push((name.clone(), lease));
         step::at(Step::Acquired)?;
         Ok(())
@@ -169,8 +198,11 @@ impl Locker {
                     .store
                     .acquire_while(name, &self.owner, self.ttl, meanwhile);
                 match asked? {
-                    Acquired::Held(lease) => self.keep(controller, leases.process, lease),
-                    Acquired::Busy(holder) => match self.adopt(name, &holder, asking) {
+                    Acquired::Held(lease) => {
+                        leases.who = Who::of(leases.process);
+                        self.keep(controller, leases, lease, None)
+                    }
+                    Acquired::Busy(holder) => match self.adopt(leases, name, &holder, asking) {
                         Some(lease) => lease,
                         None => return Ok(false),
                     },
@@ -193,7 +225,7 @@ impl Locker {
         lock.held()
             .check(Duration::ZERO)
             .map_err(Error::LeaseLost)?;
-        Ok(Some(Lease::Session(lock)))
+        Ok(Some(Lease::Session(lock.join())))
     }
 
     /// The lease that `process` has already for another writer of its own.
@@ -211,38 +243,52 @@ impl Locker {
         Ok(held.value().is_some().then_some(Lease::Own(held)))
     }
 
-    /// A lease that was taken for `process`, kept alive from now on.
-    fn keep(&self, controller: &Controller, process: u32, lease: store::Lease) -> Lease {
-        counters::count(Event::LockTaken);
-        debug!(lock = lease.name.key(), "lock taken");
+    /// A lease that was taken for the process of `leases`, kept alive from now on.
+    fn keep(
+        &self,
+        controller: &Controller,
+        leases: &Leases,
+        lease: store::Lease,
+        waited: Option<Duration>,
+    ) -> Lease {
+        let (who, ttl) = (&leases.who, lease.ttl);
+        let taken = Event::LockTaken { who, ttl, waited };
+        self.telemetry.note(&lease.name, &taken);
         let held = self.keeper.hold(self.store.clone(), lease);
-        controller.leased(process, &held);
+        controller.leased(leases.process, &held);
         Lease::Own(held)
     }
 
     /// The lease of a writer that holds the lock itself, or that must be believed to.
-    fn adopt(&self, name: &LockName, holder: &Holder, asking: Asking) -> Option<Lease> {
+    fn adopt(
+        &self,
+        leases: &mut Leases,
+        name: &LockName,
+        holder: &Holder,
+        asking: Asking,
+    ) -> Option<Lease> {
         if self.sessions.get(name).is_some_and(|lock| lock.is(holder)) {
             return None;
         }
         match caller::owner_of(asking.caller.tid) {
             Some(owner) if holder.owner.as_ref() == Some(&owner) => {
-                counters::count(Event::LockAdopted);
-                debug!(lock = name.key(), owner, "lock adopted from the writer");
+                leases.who = Who::of(leases.process);
+                let adopted = Event::LockAdopted {
+                    who: &leases.who,
+                    holder: &owner,
+                };
+                self.telemetry.note(name, &adopted);
                 Some(Lease::Adopted(holder.clone()))
             }
             None if asking.dump => {
-                debug!(
-                    lock = name.key(),
-                    "writer out of sight, in the tail of a dump: let through"
-                );
+                self.telemetry.note(name, &Event::LockVouched);
                 Some(Lease::Vouched)
             }
             _ => None,
         }
     }
 
-    fn wait_for(&self, name: &LockName, asking: Asking) -> Result<store::Lease> {
+    fn wait_for(&self, who: &Who, name: &LockName, asking: Asking) -> Result<store::Lease> {
         let wait = if asking.nonblocking {
             Duration::ZERO
         } else {
@@ -252,7 +298,7 @@ impl Locker {
         let maker = Living::open(asking.caller.tid);
         let ended = || maker.as_ref().is_some_and(|maker| !maker.lives());
         let interrupted = || caller::is_interrupted(asking.caller.tid) || ended();
-        match acquire_waiting(
+        let answer = match acquire_waiting(
             &*self.store,
             name,
             &self.owner,
@@ -264,7 +310,11 @@ impl Locker {
                 Err(Error::WouldBlock { key, holder })
             }
             answer => answer,
-        }
+        };
+        answer.inspect_err(|error| {
+            self.telemetry
+                .note(name, &Event::LockRefused { who, error });
+        })
     }
 
     /// Takes the lock `name` for the caller's session, as patiently as it asks. Each call is an
@@ -280,23 +330,87 @@ impl Locker {
         let caller = asking.caller;
         // asked for first: a waiter may be killed, and its session would not be known
         let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
-        let lease = self.wait_for(name, asking).inspect_err(|error| {
-            counters::count(Event::LockRefused);
-            info!(lock = name.key(), %error, "lock not taken");
-        })?;
-        counters::count(Event::LockTaken);
+        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
+        let start = Instant::now();
+        let lease = self.wait_for(&who, name, asking)?;
+        self.tell_taken(&who, &lease, start);
         let held = self.keeper.hold(self.store.clone(), lease);
+        Ok(self.give_to_session(session, through, caller, held))
+    }
+
+    /// As [`Locker::take_for_session`], waiting until it has the lock or is `cancelled`.
+    pub fn await_for_session(
+        &self,
+        name: &LockName,
+        through: Through,
+        caller: Caller,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Arc<SessionLock>> {
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        let (store, ttl) = (&*self.store, self.ttl);
+        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
+        let start = Instant::now();
+        let lease = acquire_waiting(store, name, &self.owner, ttl, Duration::MAX, cancelled)
+            .inspect_err(|error| {
+                let who = &who;
+                self.telemetry
+                    .note(name, &Event::LockRefused { who, error });
+            })?;
+        self.tell_taken(&who, &lease, start);
+        let held = self.keeper.hold(self.store.clone(), lease);
+        Ok(self.give_to_session(session, through, caller, held))
+    }
+
+    /// What a writer of the caller's session has is the session's, too.
+    ///
+    /// Errors: EPERM (a caller that cannot be seen).
+    pub fn share_with_session(
+        &self,
+        held: Arc<Held>,
+        through: Through,
+        caller: Caller,
+    ) -> Result<Arc<SessionLock>> {
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        Ok(self.give_to_session(session, through, caller, held))
+    }
+
+    fn tell_taken(&self, who: &Who, lease: &store::Lease, since: Instant) {
+        let taken = Event::LockTaken {
+            who,
+            ttl: lease.ttl,
+            waited: Some(since.elapsed()).filter(|waited| *waited > WAITED),
+        };
+        self.telemetry.note(&lease.name, &taken);
+    }
+
+    fn give_to_session(
+        &self,
+        session: Session,
+        through: Through,
+        caller: Caller,
+        held: Arc<Held>,
+    ) -> Arc<SessionLock> {
         let lock = SessionLock::new(session, through, (caller.tid, caller.uid), held);
-        info!(
-            lock = name.key(),
+        debug!(
+            lock = lock.name().key(),
             session = lock.session.sid,
             process = lock.process,
-            command = lock.command,
             ?through,
-            "lock taken for a session"
+            "lock of a session"
         );
         self.sessions.add(&lock);
-        Ok(lock)
+        lock
+    }
+
+    /// Whether the lock `name` is the caller's own, taken without nodbfs.
+    pub fn is_callers(&self, name: &LockName, caller: Caller) -> Result<bool> {
+        let holder = self.store.holder(name)?;
+        let foreign = holder.filter(|holder| {
+            let session = self.sessions.get(name);
+            !session.is_some_and(|lock| lock.is(holder))
+        });
+        let owner = foreign.and_then(|holder| holder.owner);
+        Ok(owner.is_some() && owner == caller::owner_of(caller.tid))
     }
 
     /// Gives a session's lock back. `false`: it was not the session's any more.
@@ -306,10 +420,7 @@ impl Locker {
     pub fn release_for_session(&self, lock: &SessionLock) -> Result<bool> {
         self.sessions.remove(lock);
         let released = lock.held().release(None)?;
-        info!(
-            lock = lock.name().key(),
-            released, "lock of a session given back"
-        );
+        self.released(lock.name(), released, &lock.who());
         Ok(released)
     }
 
@@ -321,7 +432,7 @@ impl Locker {
         for (name, lease) in &leases.held {
             match lease {
                 Lease::Own(held) => self.check_held(held)?,
-                Lease::Session(lock) => self.check_held(lock.held())?,
+                Lease::Session(worker) => self.check_held(worker.lock().held())?,
                 Lease::Adopted(holder) => {
                     let now = self.store.holder(name)?;
                     if now.as_ref().map(|now| &now.value) != Some(&holder.value) {
@@ -373,15 +484,27 @@ impl Locker {
             let told = match (last, &committed) {
                 (Some(held), _) => {
                     let meanwhile = std::mem::take(&mut meanwhile);
-                    held.release_while(committed.clone(), meanwhile).map(drop)
+                    let released = held.release_while(committed.clone(), meanwhile);
+                    released.map(|ours| self.released(&name, ours, &leases.who))
                 }
                 (None, Some(committed)) => self.store.touch(&name.runid, committed.last_modified),
                 (None, None) => Ok(()),
             };
             if let Err(error) = told {
-                warn!(lock = name.key(), %error, "lock not released, it will expire");
+                let unreleased = Event::Unreleased { error: &error };
+                self.telemetry.note(&name, &unreleased);
             }
         }
+    }
+
+    fn released(&self, name: &LockName, ours: bool, who: &Who) {
+        let event = match ours {
+            true => Event::LockReleased { who, why: "" },
+            false => Event::LockLost {
+                reason: "it was not ours any more when it was given back",
+            },
+        };
+        self.telemetry.note(name, &event);
     }
 
     /// Who holds `name` now, in words; for `user.nodbfs.lock`.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tracing::warn;
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
@@ -17,6 +16,7 @@ use crate::fs::inode::Place;
 use crate::fs::open::writes;
 use crate::fs::plain::SetAttr;
 use crate::nodb::Nodb;
+use crate::nodb::caller;
 use crate::nodb::controller::RETRY;
 use crate::nodb::generation::window;
 use crate::nodb::lock::Asking;
@@ -25,6 +25,7 @@ use crate::nodb::session::Session;
 use crate::nodb::session_lock::{Said, SessionLock, Through};
 use crate::nodb::staging::newborn;
 use crate::store::Lease;
+use crate::telemetry::event::{Event, Who};
 
 /// More than anybody has to say of a lock, in bytes.
 const MOST_SAID: usize = 64 << 10;
@@ -363,14 +364,12 @@ impl Nodb {
         if !released {
             return Err(Error::LeaseLost("it changed hands meanwhile".to_owned()));
         }
-        warn!(
-            lock = seen.name.key(),
-            holder = seen.holder.value,
+        let forced = Event::LockForced {
+            who: &Who::of(caller::process_of(caller.tid).unwrap_or(0)),
+            holder: &seen.holder.value,
             reason,
-            uid = caller.uid,
-            pid = caller.tid,
-            "lock released by force"
-        );
+        };
+        self.telemetry.note(&seen.name, &forced);
         Ok(seen)
     }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::debug;
 
-use crate::fs::inode::{Inode, Inodes, reopen_path};
+use crate::fs::inode::{Inode, reopen_path};
+use crate::fs::inodes::Inodes;
 use crate::node::is_controller;
 
 /// Renamed directories that nobody has looked through yet.

@@ -8,7 +8,6 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
 use tracing::{debug, warn};
 
-use crate::counters::{self, Event};
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::inode::Place;
@@ -19,6 +18,7 @@ use crate::nodb::document::Document;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::seal::Seal;
 use crate::store::Cached;
+use crate::telemetry::event::Event;
 
 /// How long a reader waits for an in-place writer (PROTOCOL.md 6) to finish its document.
 const TORN: Duration = Duration::from_millis(1000);
@@ -54,6 +54,10 @@ impl Nodb {
                 return Err(Error::Superseded);
             }
             if let Some(generation) = self.see(controller, epoch, &attr) {
+                if controller.notice(attr.stamp()) {
+                    let size = attr.size;
+                    self.note(controller, &Event::Changed { size });
+                }
                 return Ok(generation);
             }
         }
@@ -132,11 +136,15 @@ impl Nodb {
 
     /// The bytes of the current generation.
     pub fn load(&self, controller: &Controller) -> Result<Loaded> {
-        self.load_from(&controller.place, true)
+        self.load_of(&controller.place, Some(controller), true)
     }
 
     /// As [`Nodb::load`], of the file at `place`; the cache is asked only if `ask` says so.
     pub fn load_from(&self, place: &Place, ask: bool) -> Result<Loaded> {
+        self.load_of(place, None, ask)
+    }
+
+    fn load_of(&self, place: &Place, controller: Option<&Controller>, ask: bool) -> Result<Loaded> {
         let give_up = Instant::now() + TORN;
         loop {
             let attr = self.plain.stat_now(place)?;
@@ -151,13 +159,14 @@ impl Nodb {
                 });
             }
             let key = self.cache_key(place)?;
-            let cached = if ask { self.cached(&key) } else { None };
-            if let Some(bytes) = cached
-                .as_ref()
-                .and_then(|cached| self.unseal(cached, &attr))
+            // a store that is away costs a read nothing but its speed
+            let cached = ask.then(|| self.store.get(&key)).transpose();
+            if let Ok(Some(cached)) = &cached
+                && let Some(bytes) = self.unseal(cached, &attr)
             {
-                debug!(key, "read from the cache entry");
-                return Ok(self.keep(attr, bytes));
+                let loaded = self.keep(attr, bytes);
+                self.loaded(controller, &loaded);
+                return Ok(loaded);
             }
             let Some((attr, payload)) = self.read_disk(place)? else {
                 continue;
@@ -169,11 +178,8 @@ impl Nodb {
                     from: Origin::Disk,
                 });
             };
-            match Document::parse(bytes) {
-                Ok(document) => {
-                    debug!(key, "read from disk");
-                    self.warm(&key, &cached, place, &attr, bytes, &document);
-                }
+            let (payload, is_document) = match Document::parse(bytes) {
+                Ok(document) => (Payload::of_document(bytes.clone(), document), true),
                 // an in-place writer may be at work; promise 2 forbids to show its half document
                 Err(invalid) if may_be_torn(&attr) && Instant::now() < give_up => {
                     debug!(key, %invalid, "half a document on disk, waiting for its writer");
@@ -181,16 +187,38 @@ impl Nodb {
                     continue;
                 }
                 Err(invalid) => {
-                    warn!(key, %invalid, "the file on disk is no document; served as it is")
+                    warn!(key, %invalid, "the file on disk is no document; served as it is");
+                    (payload, false)
                 }
-            }
+            };
             let payload = Arc::new(payload);
             self.payloads.put(&attr, &payload);
-            return Ok(Loaded {
+            let loaded = Loaded {
                 attr,
                 payload,
                 from: Origin::Disk,
-            });
+            };
+            if let Some(controller) = controller {
+                self.identify_once(controller, &loaded.payload);
+                match &cached {
+                    Ok(_) => self.note(controller, &Event::Missed),
+                    Err(error) => self.note(controller, &Event::CacheAway { error }),
+                }
+            }
+            self.loaded(controller, &loaded);
+            if let (true, Ok(Some(seen))) = (is_document, &cached) {
+                self.warm(&key, seen, place, controller, &loaded);
+            }
+            return Ok(loaded);
+        }
+    }
+
+    /// A document came from somewhere else than memory.
+    fn loaded(&self, controller: Option<&Controller>, loaded: &Loaded) {
+        if let Some(controller) = controller {
+            self.identify_once(controller, &loaded.payload);
+            let (from, size) = (loaded.from, loaded.attr.size);
+            self.note(controller, &Event::Loaded { from, size });
         }
     }
 
@@ -202,17 +230,6 @@ impl Nodb {
             payload,
             from: Origin::Cache,
         }
-    }
-
-    /// What the store has for `key`. A store that is away costs a read nothing but its speed.
-    fn cached(&self, key: &str) -> Option<Cached> {
-        self.store
-            .get(key)
-            .inspect_err(|error| {
-                counters::count(Event::CacheAway);
-                debug!(key, %error, "cache not read");
-            })
-            .ok()
     }
 
     /// The exact bytes of the file that `attr` describes, if entry and seal are of that.
@@ -247,13 +264,15 @@ impl Nodb {
     fn warm(
         &self,
         key: &str,
-        seen: &Option<Cached>,
+        seen: &Cached,
         place: &Place,
-        attr: &Attr,
-        bytes: &[u8],
-        document: &Document,
+        controller: Option<&Controller>,
+        loaded: &Loaded,
     ) {
-        let Some(seen) = seen else { return };
+        let Loaded { attr, payload, .. } = loaded;
+        let (Payload::Bytes(bytes, _), Some(document)) = (&**payload, payload.document()) else {
+            return;
+        };
         let Some(patched) = document.patch(bytes, attr.signature()) else {
             return;
         };
@@ -270,8 +289,14 @@ impl Nodb {
         } else {
             Ok(())
         };
-        if let Err(error) = put.map(drop).and(undone) {
-            debug!(key, %error, "cache entry not refreshed");
+        match (put, undone) {
+            (Ok(true), Ok(())) if !moved_on => {
+                let size = bytes.len();
+                let refreshed = |one| self.note(one, &Event::Refreshed { size });
+                controller.into_iter().for_each(refreshed);
+            }
+            (Err(error), _) | (_, Err(error)) => debug!(key, %error, "cache entry not refreshed"),
+            _ => {}
         }
     }
 }

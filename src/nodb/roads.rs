@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::Attr;
@@ -26,12 +26,15 @@ use crate::nodb::staging::Snapshot;
 use crate::node::is_controller;
 use crate::step::{self, Step};
 use crate::store::Meanwhile;
+use crate::telemetry::event::Event;
 
 impl Nodb {
     /// Whose lock guards the controller as it is now. A file that is no document is known by its path.
     pub fn identity_now(&self, controller: &Controller) -> Result<Identity> {
         let loaded = self.load(controller)?;
-        self.identify(loaded.payload.document(), &controller.place)
+        let identity = self.identify(loaded.payload.document(), &controller.place)?;
+        self.identified(controller, &lock_of(&identity));
+        Ok(identity)
     }
 
     /// Runs `change` under the locks of all `controllers` that exist.
@@ -42,6 +45,7 @@ impl Nodb {
         change: impl FnOnce(&mut Leases) -> Result<T>,
     ) -> Result<T> {
         let mut leases = self.lock(controllers, asking, Meanwhile::default())?;
+        let _changing: Vec<_> = controllers.iter().map(|one| one.changing()).collect();
         let changed = change(&mut leases);
         self.unlock(controllers, leases, changed)
     }
@@ -106,14 +110,13 @@ impl Nodb {
             let reached = step::at(Step::RemoveUnlinked).map_err(Error::from);
             left_behind(&away, reached.and_then(|()| self.plain.unlink(&away)));
             self.vanished(controller)
-        })?;
-        info!(controller = %place.name.to_string_lossy(), "unlinked");
-        Ok(())
+        })
     }
 
     /// The name leads nowhere: neither does its entry.
     fn vanished(&self, controller: &Controller) -> Result<()> {
         controller.supersede();
+        self.note(controller, &Event::Removed);
         self.void_entries(controller)
     }
 

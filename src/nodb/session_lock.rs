@@ -11,12 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::nodb::caller;
 use crate::nodb::session::{Living, Session, command_of};
 use crate::store::lease::Held;
 use crate::store::{Holder, LockName, payload};
+use crate::telemetry::event::{Event, Who};
 
 /// How often a session is looked for whose leader has ended, or a lock tried to be let go again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,6 +50,37 @@ pub struct SessionLock {
     maker: Option<Living>,
     held: Arc<Held>,
     said: Mutex<Said>,
+    work: Mutex<Work>,
+}
+
+/// Who works under a session's lock.
+#[derive(Debug, Default)]
+struct Work {
+    writers: usize,
+    /// The session wants it no longer.
+    given_up: bool,
+}
+
+/// A writer at work under a session's lock, which is not given back before it has finished.
+#[derive(Debug)]
+pub struct Worker(Arc<SessionLock>);
+
+impl Worker {
+    pub fn lock(&self) -> &SessionLock {
+        &self.0
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut work = self.0.work.lock();
+        work.writers -= 1;
+        let last = work.given_up && work.writers == 0;
+        drop(work);
+        if last {
+            self.0.give_back();
+        }
+    }
 }
 
 /// What the session says of its lock.
@@ -95,6 +127,7 @@ impl SessionLock {
             maker: Living::open(process),
             held,
             said: Mutex::default(),
+            work: Mutex::default(),
         })
     }
 
@@ -102,9 +135,45 @@ impl SessionLock {
         self.held.name()
     }
 
+    /// Its maker, as it is told of.
+    pub fn who(&self) -> Who {
+        Who {
+            pid: self.process,
+            command: self.command.clone().unwrap_or_default(),
+        }
+    }
+
     /// The lease, to be asked whether it is still held.
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// One more writer works under it.
+    pub fn join(self: &Arc<Self>) -> Worker {
+        self.work.lock().writers += 1;
+        Worker(self.clone())
+    }
+
+    /// The session wants it no longer: it is given back, by the last of its writers if there are any.
+    fn give_up(&self) {
+        let mut work = self.work.lock();
+        work.given_up = true;
+        let last = work.writers == 0;
+        drop(work);
+        if last {
+            self.give_back();
+        }
+    }
+
+    /// Unless it is a writer's own lock as well, which that gives back.
+    fn give_back(&self) {
+        if Arc::strong_count(&self.held) == 1 {
+            // what cannot be told now is the keeper's to tell
+            if let Ok(true) = self.held.release(None) {
+                let (who, why) = (&self.who(), "");
+                self.held.note(&Event::LockReleased { who, why });
+            }
+        }
     }
 
     /// Whether the thread `tid` works under this lock.
@@ -218,6 +287,14 @@ impl SessionLocks {
         removed.is_some()
     }
 
+    /// The session wants this lock no longer.
+    pub fn give_up(&self, lock: &SessionLock) {
+        self.remove(lock);
+        lock.give_up();
+        // the thread holds on to what it looks after
+        self.wake();
+    }
+
     /// The session has said something new of its lock.
     pub fn wake(&self) {
         // it can only fail by being awake already
@@ -243,8 +320,9 @@ impl SessionLocks {
             if let Some(why) = lock.is_over() {
                 self.remove(lock);
                 // what cannot be told now is the keeper's to tell
-                let released = lock.held.release(None);
-                info!(lock = lock.name().key(), why, ?released, "let go");
+                let _ = lock.held.release(None);
+                let who = &lock.who();
+                lock.held.note(&Event::LockReleased { who, why });
             }
         }
         let mut watched = self.watched.lock();
@@ -319,7 +397,9 @@ mod tests {
     fn locker() -> (Locker, Arc<dyn Store>) {
         let store: Arc<dyn Store> = Arc::new(Embedded::new(1 << 20));
         let minute = Duration::from_secs(60);
-        (Locker::new(store.clone(), minute, minute).unwrap(), store)
+        let telemetry = Arc::default();
+        let locker = Locker::new(store.clone(), telemetry, minute, minute);
+        (locker.unwrap(), store)
     }
 
     fn name() -> LockName {

@@ -256,7 +256,7 @@ pub fn newborn(id: u64, mode: u32, uid: u32, gid: u32) -> Attr {
         ident: Ident {
             dev: 0,
             ino: id,
-            btime: now,
+            btime: now as i64,
             format: libc::S_IFREG,
         },
         size: 0,

@@ -55,6 +55,7 @@ impl Nodb {
         self.writable(&controller.place)?;
         let loaded = self.load(controller)?;
         let identity = self.identify(loaded.payload.document(), &controller.place)?;
+        self.identified(controller, &lock_of(&identity));
         let staging = Staging::new(
             self.plain.inodes.fresh_id(),
             controller.clone(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -12,17 +12,19 @@ use lru::LruCache;
 use super::waiting::{Waiters, Watch};
 use super::{
     Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, Lease, LockName, Locks, Meanwhile,
-    Status, Store, StoreError, payload,
+    News, Status, Store, StoreError, payload,
 };
 
-/// Cache, locks and status channel in memory. There is no replacement fence, nobody reads a mirror
-/// flag or `last_modified`, and nobody listens to the status channel: messages are only counted.
+/// Cache, locks, status channel and log levels in memory. There is no replacement fence, and nobody
+/// reads a mirror flag or `last_modified`.
 ///
 /// Lock order: no two locks are held together.
 pub struct Embedded {
     entries: Mutex<Entries>,
     locks: Mutex<HashMap<LockName, Stored>>,
     waiters: Waiters,
+    levels: Mutex<HashMap<String, String>>,
+    news: Mutex<Option<Weak<dyn News>>>,
     published: AtomicU64,
 }
 
@@ -33,6 +35,8 @@ impl Embedded {
             entries: Mutex::new(Entries::new(cache_bytes)),
             locks: Mutex::default(),
             waiters: Waiters::new(true),
+            levels: Mutex::default(),
+            news: Mutex::default(),
             published: AtomicU64::new(0),
         }
     }
@@ -40,6 +44,20 @@ impl Embedded {
     /// How many status messages were published.
     pub fn published(&self) -> u64 {
         self.published.load(Relaxed)
+    }
+
+    fn levels(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, what: impl FnOnce(&dyn News)) {
+        let news = {
+            let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+            news.as_ref().and_then(Weak::upgrade)
+        };
+        if let Some(news) = news {
+            what(&*news);
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -192,8 +210,32 @@ impl Locks for Embedded {
 }
 
 impl Status for Embedded {
-    fn publish(&self, _channel: &str, _message: &str) -> Result<(), StoreError> {
+    fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError> {
         self.published.fetch_add(1, Relaxed);
+        self.tell(|news| news.message(channel, message));
+        Ok(())
+    }
+
+    fn listen(&self, news: Weak<dyn News>) {
+        *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Some(news);
+    }
+
+    fn follow(&self, runid: &str) {
+        self.tell(|news| news.following(runid, true));
+    }
+
+    fn unfollow(&self, _runid: &str) {}
+
+    fn level(&self, runid: &str) -> Result<Option<String>, StoreError> {
+        Ok(self.levels().get(runid).cloned())
+    }
+
+    fn set_level(&self, runid: &str, level: Option<&str>) -> Result<(), StoreError> {
+        match level {
+            Some(level) => self.levels().insert(runid.to_owned(), level.to_owned()),
+            None => self.levels().remove(runid),
+        };
+        self.tell(|news| news.level(runid, level));
         Ok(())
     }
 }

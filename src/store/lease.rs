@@ -3,146 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::waiting::Watch;
-use super::{Acquired, Committed, Holder, Lease, LockName, Meanwhile, Store, StoreError, payload};
-use crate::error::{Error, Result};
+pub use super::acquire::{Pace, acquire_paced, acquire_waiting};
+use super::{Committed, Holder, Lease, LockName, Meanwhile, Store, StoreError, payload};
 use crate::step::{self, Step};
+use crate::telemetry::Telemetry;
+use crate::telemetry::event::{Event, Who};
 
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often a waiter for news is asked whether it was cancelled.
-const ATTENTIVE: Duration = Duration::from_millis(100);
-
-/// How often a held lock is tried.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// The pause after the first attempt; it doubles with every further one …
-    pub first: Duration,
-    /// … up to this.
-    pub longest: Duration,
-    /// The pause of a waiter that is told of changes and hears of none: for what nobody tells, as
-    /// when the connection for it has died unnoticed.
-    pub told: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            first: Duration::from_millis(20),
-            longest: Duration::from_millis(250),
-            told: Duration::from_secs(1),
-        }
-    }
-}
-
-/// Takes a lock, waiting at most `wait` for whoever holds it; with no wait there is one attempt.
-/// `cancelled` is asked all the while.
-///
-/// # Errors
-/// [`Error::Locked`] or [`Error::Replaced`] when the wait is over, [`Error::Store`] at once when
-/// the store fails, [`Error::Interrupted`] when cancelled.
-pub fn acquire_waiting(
-    store: &dyn Store,
-    name: &LockName,
-    owner: &str,
-    ttl: Duration,
-    wait: Duration,
-    cancelled: &dyn Fn() -> bool,
-) -> Result<Lease> {
-    acquire_paced(store, name, owner, ttl, wait, Pace::default(), cancelled)
-}
-
-/// As [`acquire_waiting`], at a pace of the caller's.
-///
-/// Where the store tells of changes, a waiter tries when it is told of one, but no sooner after its
-/// last try than it would without news: a lock that goes from hand to hand is news all the time.
-///
-/// # Errors
-/// Those of [`acquire_waiting`].
-pub fn acquire_paced(
-    store: &dyn Store,
-    name: &LockName,
-    owner: &str,
-    ttl: Duration,
-    wait: Duration,
-    pace: Pace,
-    cancelled: &dyn Fn() -> bool,
-) -> Result<Lease> {
-    let start = Instant::now();
-    // before the first attempt, so that no release after it goes unseen
-    let watch = match wait.is_zero() {
-        true => Watch::blind(),
-        false => store.watch(name),
-    };
-    let mut pause = pace.first;
-    loop {
-        watch.forget();
-        let refusal = match store.acquire(name, owner, ttl)? {
-            Acquired::Held(lease) => return Ok(lease),
-            Acquired::Busy(holder) => Error::Locked {
-                key: name.key(),
-                holder: holder.to_string(),
-            },
-            Acquired::Fenced => Error::Replaced {
-                runid: name.runid.clone(),
-            },
-        };
-        let left = || wait.saturating_sub(start.elapsed());
-        if left().is_zero() {
-            return Err(refusal);
-        }
-        debug!(%refusal, "waiting");
-        thread::sleep(jittered(pause).min(left()));
-        pause = (pause * 2).min(pace.longest);
-        let news = match cancelled() {
-            true => None,
-            false => listen(&watch, pace.told.min(left()), cancelled),
-        };
-        match news {
-            // not all who were told at once try at once
-            Some(true) => thread::sleep((pace.first / 4).mul_f64(random())),
-            Some(false) => {}
-            None => return Err(Error::Interrupted(Box::new(refusal))),
-        }
-    }
-}
-
-/// Waits for news for at most `at_most`, as long as the store tells any; whether there were some.
-/// `None`: cancelled.
-fn listen(watch: &Watch<'_>, at_most: Duration, cancelled: &dyn Fn() -> bool) -> Option<bool> {
-    let start = Instant::now();
-    while watch.is_told() {
-        let left = at_most.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            break;
-        }
-        if watch.wait(left.min(ATTENTIVE)) {
-            return Some(true);
-        }
-        if cancelled() {
-            return None;
-        }
-    }
-    Some(false)
-}
-
-/// Between half the pause and all of it, so that waiters on several hosts do not meet again.
-fn jittered(pause: Duration) -> Duration {
-    pause / 2 + (pause / 2).mul_f64(random())
-}
-
-/// Between nought and one.
-fn random() -> f64 {
-    // every RandomState has other keys
-    f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
-}
 
 /// Renews the held leases of a process at a third of their TTL, in one thread. When it is dropped it
 /// makes one last attempt at what is still to be released; leases held longer than the keeper lives
@@ -152,12 +26,18 @@ fn random() -> f64 {
 /// during a call to the store.
 pub struct Keeper {
     queue: Arc<Queue>,
+    telemetry: Arc<Telemetry>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
     /// Starts the thread, so it belongs after the fork of a daemon.
     pub fn start() -> std::io::Result<Self> {
+        Self::telling(Arc::default())
+    }
+
+    /// As [`Keeper::start`]; what becomes of the leases is noted.
+    pub fn telling(telemetry: Arc<Telemetry>) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let worked = queue.clone();
         let thread = thread::Builder::new()
@@ -165,6 +45,7 @@ impl Keeper {
             .spawn(move || worked.work())?;
         Ok(Self {
             queue,
+            telemetry,
             thread: Some(thread),
         })
     }
@@ -176,6 +57,7 @@ impl Keeper {
             name: lease.name.clone(),
             store,
             queue: Arc::downgrade(&self.queue),
+            telemetry: self.telemetry.clone(),
             state: Mutex::new(State::Held(lease)),
         });
         self.queue.push(due, Task::Renew(Arc::downgrade(&held)));
@@ -199,6 +81,7 @@ pub struct Held {
     name: LockName,
     store: Arc<dyn Store>,
     queue: Weak<Queue>,
+    telemetry: Arc<Telemetry>,
     state: Mutex<State>,
 }
 
@@ -260,6 +143,11 @@ impl Held {
     /// The store cannot be asked.
     pub fn confirm(&self) -> std::result::Result<(), StoreError> {
         self.lease().map_or(Ok(()), |lease| self.renew(&lease))
+    }
+
+    /// Notes something that happened to the lock.
+    pub fn note(&self, event: &Event<'_>) {
+        self.telemetry.note(&self.name, event);
     }
 
     /// When the store was asked last with success; `None`: the lock is not ours any more.
@@ -325,12 +213,11 @@ impl Held {
                 Some(lease) if lease.deadline > current.deadline => *current = lease,
                 Some(_) => {}
                 None => {
-                    warn!(
-                        lock = self.name.key(),
-                        "the lock was lost: it expired or was taken away"
-                    );
-                    let why = "it expired or was taken away".to_owned();
-                    *state = State::Lost(lease.clone(), why);
+                    let why = "it expired or was taken away";
+                    *state = State::Lost(lease.clone(), why.to_owned());
+                    drop(state);
+                    self.telemetry
+                        .note(&self.name, &Event::LockLost { reason: why });
                 }
             }
         }
@@ -353,6 +240,11 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(lease) = self.let_go() {
+            let released = Event::LockReleased {
+                who: &Who::default(),
+                why: "whoever it was for is gone",
+            };
+            self.telemetry.note(&self.name, &released);
             self.leave(Release {
                 store: self.store.clone(),
                 lease,
@@ -477,7 +369,12 @@ impl Held {
     fn renew_now(&self) -> Option<Instant> {
         let lease = self.lease().ok()?;
         match self.renew(&lease) {
-            Ok(()) => self.lease().ok().map(|lease| lease.renewal_due()),
+            Ok(()) => {
+                let lease = self.lease().ok()?;
+                let ttl = lease.ttl;
+                self.telemetry.note(&self.name, &Event::LockRenewed { ttl });
+                Some(lease.renewal_due())
+            }
             Err(error) => {
                 warn!(lock = self.name.key(), %error, "the lock could not be renewed");
                 Some(Instant::now() + AGAIN.min(lease.ttl / 3))

@@ -1,14 +1,15 @@
 //! The NoDb processes' own Redis (PROTOCOL.md 2): locks, run hashes and the status channel through
-//! DB 0 (pub/sub knows no databases), the payload cache in DB 13.
+//! DB 0 (pub/sub knows no databases), the payload cache in DB 13, log levels in DB 15.
 
 mod connection;
 mod listener;
 mod settings;
+mod subscriber;
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionLike, RedisResult, Script};
@@ -18,15 +19,17 @@ pub use settings::{Limits, Settings, SettingsError};
 
 use self::connection::{Database, Server};
 use self::listener::Listener;
+use self::subscriber::Subscriber;
 use super::remembered::Answer;
 use super::waiting::Watch;
 use super::{
     Acquired, CACHE_EXPIRY, Cache, Cached, Committed, Holder, LOCK, Lease, LockName, Locks,
-    Meanwhile, Status, Store, StoreError, StoreErrorKind, payload,
+    Meanwhile, News, Status, Store, StoreError, StoreErrorKind, payload,
 };
 
 const LOCKS: u8 = 0;
 const CACHE: u8 = 13;
+const LEVELS: u8 = 15;
 /// What the keys of run replacement fences begin with.
 const FENCE: &str = "nodb:run-replacement:";
 
@@ -42,6 +45,7 @@ pub struct Redis {
     locks: Database,
     cache: Database,
     listener: Listener,
+    subscriber: Subscriber,
     unanswered: Mutex<VecDeque<Unanswered>>,
 }
 
@@ -63,6 +67,7 @@ impl Redis {
             locks: Database::new(server.clone(), LOCKS),
             cache: Database::new(server.clone(), CACHE),
             listener: Listener::new(server.clone()),
+            subscriber: Subscriber::new(server.clone()),
             server,
             unanswered: Mutex::default(),
         }
@@ -326,6 +331,26 @@ impl Status for Redis {
         self.locks.call("publish status", |redis| {
             redis::cmd("PUBLISH").arg(channel).arg(message).exec(redis)
         })
+    }
+
+    fn listen(&self, news: Weak<dyn News>) {
+        self.subscriber.listen(news);
+    }
+
+    fn follow(&self, runid: &str) {
+        self.subscriber.follow(runid);
+    }
+
+    fn unfollow(&self, runid: &str) {
+        self.subscriber.unfollow(runid);
+    }
+
+    fn level(&self, runid: &str) -> Result<Option<String>, StoreError> {
+        self.subscriber.level(runid)
+    }
+
+    fn set_level(&self, runid: &str, level: Option<&str>) -> Result<(), StoreError> {
+        self.subscriber.set_level(runid, level)
     }
 }
 

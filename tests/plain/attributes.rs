@@ -2,6 +2,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, StatVfs, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags,
@@ -9,6 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::common::mount::Mount;
 use crate::common::twins::Twins;
 
 #[test]
@@ -207,6 +212,54 @@ fn the_file_system_says_how_full_it_is() {
     assert!(mounted.f_bfree.abs_diff(source.f_bfree) < source.f_blocks / 10);
 }
 
+/// Whatever the source's own mount says.
+#[test]
+fn times_of_access_are_kept_as_mounted() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let second = |tv_sec| Timespec { tv_sec, tv_nsec: 0 };
+    let last_modification = second(200);
+    let (old, recent) = (
+        second(100),
+        Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+    );
+    // `relatime` would say the contrary of each
+    for (options, last_access, leaves_a_time) in [
+        ("noatime", old, false),
+        ("strictatime", recent, true),
+        ("ro,strictatime", old, false),
+    ] {
+        let source = tempfile::tempdir().unwrap();
+        let file = source.path().join("file");
+        fs::write(&file, "content").unwrap();
+        let mount = Mount::builder(source.path()).args(["-o", options]).start();
+        let times = Timestamps {
+            last_access,
+            last_modification,
+        };
+        utimensat(CWD, &file, &times, AtFlags::empty()).unwrap();
+        let atime = || {
+            let stat = fs::metadata(&file).unwrap();
+            (stat.atime(), stat.atime_nsec())
+        };
+        let before = atime();
+        let read = || fs::read(mount.path().join("file")).unwrap();
+        assert_eq!(read(), b"content");
+        assert_eq!(atime() != before, leaves_a_time, "{options}");
+        // and what is read for the third time is no less read
+        read();
+        let before = atime();
+        // as fine as a time of access may be
+        sleep(Duration::from_millis(20));
+        read();
+        assert_eq!(atime() != before, leaves_a_time, "{options}, again");
+    }
+}
+
 #[test]
 fn everything_stat_says_is_the_sources() {
     let twins = Twins::new([]);
@@ -259,6 +312,34 @@ fn inode_flags() {
     twins.same_but("inode-flags", |dir| {
         fs::write(dir.join("file"), "").unwrap();
         rustix::fs::ioctl_getflags(File::open(dir.join("file")).unwrap()).is_ok()
+    });
+}
+
+/// What a call ends with that only Python's `ctypes` and `fcntl` have: 0, or 1 for an error.
+fn ended(dir: &Path, program: &str) -> Option<i32> {
+    fs::write(dir.join("file"), "content").unwrap();
+    let mut python = Command::new("python3");
+    let quiet = python.args(["-c", program]).stderr(Stdio::null());
+    quiet.current_dir(dir).status().unwrap().code()
+}
+
+#[test]
+fn file_handles() {
+    Twins::new([]).same_but("file-handles", |dir| {
+        let program = "import ctypes, struct
+handle = ctypes.create_string_buffer(struct.pack('Ii', 128, 0), 136)
+mount = ctypes.c_int()
+assert ctypes.CDLL(None).name_to_handle_at(-100, b'file', handle, ctypes.byref(mount), 0) == 0";
+        ended(dir, program)
+    });
+}
+
+#[test]
+fn extent_maps() {
+    Twins::new([]).same_but("extent-maps", |dir| {
+        let program = "import fcntl, struct
+fcntl.ioctl(open('file'), 0xc020660b, struct.pack('QQIIII', 0, 4096, 0, 0, 0, 0))";
+        ended(dir, program)
     });
 }
 

@@ -132,6 +132,24 @@ fn holes_are_kept_and_found() {
     twins.script("cp --sparse=always sparse copy && cmp sparse copy && du -k sparse copy");
 }
 
+/// Beyond what 31 or 32 bits can say.
+#[test]
+fn far_offsets() {
+    let twins = Twins::new([]);
+    let said = twins.python(
+        "import mmap, os
+fd = os.open('file', os.O_RDWR | os.O_CREAT)
+for at in (2**31 - 3, 2**32 - 3, 5 << 30):
+    print(os.pwrite(fd, b'far out', at), os.pread(fd, 9, at - 1), os.lseek(fd, 1, os.SEEK_END), os.fstat(fd).st_size)
+    with mmap.mmap(fd, 4096, offset=at // 4096 * 4096) as map:
+        map[at % 4096] = 70
+    print(os.pread(fd, 7, at), os.lseek(fd, at, os.SEEK_HOLE) > at, os.fstat(fd).st_blocks)
+os.ftruncate(fd, 2**31 + 1)
+print(os.stat('file').st_size, os.pread(fd, 9, 2**31 - 3), os.lseek(fd, 0, os.SEEK_DATA))",
+    );
+    assert!(said.contains("b'Far out'"), "{said}");
+}
+
 #[test]
 fn every_mode_of_fallocate() {
     let twins = Twins::new([]);
@@ -268,6 +286,26 @@ with open('kept', 'rb') as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ
         fs::read(twins.source().join("kept")).unwrap(),
         fs::read(twins.plain().join("kept")).unwrap()
     );
+}
+
+/// The kernel may write to the lower file by itself, and still has to say so at once.
+#[test]
+fn a_write_through_a_map_changes_the_time() {
+    let twins = Twins::new([]);
+    let said = twins.python(
+        "import mmap, os
+with open('file', 'wb') as file:
+    file.write(b'content')
+os.utime('file', (1, 1))
+print(os.stat('file').st_mtime)
+with open('file', 'r+b') as file, mmap.mmap(file.fileno(), 0) as map:
+    print(map[0], os.fstat(file.fileno()).st_mtime)
+    map[0] = 65
+    map.flush()
+    print(os.fstat(file.fileno()).st_mtime > 1)
+print(os.stat('file').st_mtime > 1, open('file').read())",
+    );
+    assert!(said.contains("True Aontent"), "{said}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod common;
 mod content;
 mod names;
 mod outside;
+mod pages;
 mod programs;
 mod read_only;
 mod users;

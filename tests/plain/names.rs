@@ -347,6 +347,54 @@ fn a_listing_goes_on_where_it_was_left() {
     assert!(again.iter().any(|name| name.as_bytes() == b"later"));
 }
 
+/// And whatever was removed meanwhile, the place itself included.
+#[test]
+fn a_place_in_a_directory_survives_removals() {
+    let twins = Twins::new([]);
+    twins.same("the names after the place", |dir| {
+        for i in 0..1000 {
+            fs::write(dir.join(format!("name{i}")), "").unwrap();
+        }
+        let fd = directory(dir);
+        let mut listing = Dir::read_from(&fd).unwrap();
+        let gone: Vec<_> = listing.by_ref().take(500).map(Result::unwrap).collect();
+        let place = gone.last().unwrap().offset();
+        let left: Vec<_> = listing
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        for entry in &gone {
+            // the two that cannot be removed are as good
+            let _ = unlinkat(&fd, entry.file_name(), AtFlags::empty());
+        }
+        seek(&fd, SeekFrom::Start(place as u64)).unwrap();
+        let rest: Vec<_> = Dir::new(fd)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        assert_eq!(rest, left);
+        rest.len()
+    });
+}
+
+#[test]
+fn the_numbers_of_dot_and_dot_dot() {
+    let twins = Twins::new([]);
+    twins.same("numbers", |dir| {
+        fs::create_dir_all(dir.join("upper/middle/lower")).unwrap();
+        let number = |path: &str| fs::metadata(dir.join(path)).unwrap().ino();
+        for (path, above) in [("upper", "."), ("upper/middle", "upper")] {
+            let listed = |name: &[u8]| {
+                let mut entries = Dir::read_from(directory(&dir.join(path))).unwrap();
+                let entry =
+                    entries.find(|entry| entry.as_ref().unwrap().file_name().to_bytes() == name);
+                entry.unwrap().unwrap().ino()
+            };
+            assert_eq!(listed(b"."), number(path), "{path}");
+            assert_eq!(listed(b".."), number(above), "above {path}");
+        }
+    });
+}
+
 /// Deep beyond what any path can name.
 #[test]
 fn a_deep_tree() {

@@ -5,20 +5,53 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::Command;
 
+use rustix::fs::StatVfsMountFlags;
+
 use crate::common::mount::Mount;
 use crate::common::twins::Twins;
 use crate::eventually;
 
 #[test]
-fn what_is_made_beneath_shows_at_once() {
+fn what_is_made_beneath_shows_at_once_where_nobody_asked_for_it() {
     let twins = Twins::new([]);
     let (mounted, source) = (twins.mounted(), twins.source());
     for i in 0..50 {
         let name = format!("file{i}");
-        assert!(!mounted.join(&name).exists());
         fs::write(source.join(&name), &name).unwrap();
         assert_eq!(fs::read_to_string(mounted.join(&name)).unwrap(), name);
         assert_eq!(fs::read_dir(mounted).unwrap().count(), i + 1);
+    }
+}
+
+#[test]
+fn what_was_missing_and_is_made_beneath_shows_soon() {
+    let twins = Twins::new([]);
+    let (mounted, source) = (twins.mounted().join("file"), twins.source().join("file"));
+    assert!(!mounted.exists());
+    fs::write(&source, "made").unwrap();
+    eventually("it shows", || fs::read_to_string(&mounted).is_ok());
+    // what the mount itself makes shows at once
+    for i in 0..50 {
+        let name = twins.mounted().join(format!("file{i}"));
+        assert!(!name.exists());
+        fs::write(&name, "made").unwrap();
+        assert_eq!(fs::read_to_string(&name).unwrap(), "made");
+        fs::remove_file(&name).unwrap();
+        assert!(!name.exists());
+    }
+}
+
+#[test]
+fn without_a_lifetime_everything_beneath_shows_at_once() {
+    let twins = Twins::new(["--plain-ttl", "0s"]);
+    let (mounted, source) = (twins.mounted().join("file"), twins.source().join("file"));
+    for i in 0..20 {
+        assert!(!mounted.exists());
+        fs::write(&source, "x".repeat(i)).unwrap();
+        assert_eq!(fs::metadata(&mounted).unwrap().len(), i as u64);
+        fs::write(&source, "x".repeat(2 * i)).unwrap();
+        assert_eq!(fs::metadata(&mounted).unwrap().len(), 2 * i as u64);
+        fs::remove_file(&source).unwrap();
     }
 }
 
@@ -193,6 +226,28 @@ fn a_swapped_symlink_leads_nowhere() {
         fs::read_to_string(outside.path().join("file")).unwrap(),
         "outside"
     );
+}
+
+/// Nobody gets by way of the mount what an administrator has forbidden below.
+#[test]
+fn what_the_sources_mount_forbids() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let options = ["-t", "tmpfs", "-o", "nosuid,nodev,noexec", "tmpfs"];
+    let mounted = Command::new("mount").args(options).arg(&source).status();
+    if !mounted.unwrap().success() {
+        eprintln!("needs the right to mount");
+        return;
+    }
+    let _unmount = scopeguard(|| {
+        let _ = Command::new("umount").arg("-l").arg(&source).status();
+    });
+    let mount = Mount::builder(&source).args(["-o", "dev,suid"]).start();
+    let flags = rustix::fs::statvfs(mount.path()).unwrap().f_flag;
+    let forbidden =
+        StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV | StatVfsMountFlags::NOEXEC;
+    assert!(flags.contains(forbidden), "{flags:?}");
 }
 
 /// Other file systems may be mounted below the source.

@@ -123,15 +123,20 @@ fn a_changed_file_is_set_uid_no_more() {
         "touch f",
         "cat f",
         "setfattr -n user.x -v 1 f",
+        "setfacl -m u:1000:r f",
     ] {
-        for (mode, uid) in [
-            ("6777", 1000),
-            ("2767", 1000),
-            ("6777", 0),
-            ("6777", 2000),
-            ("2767", 1002),
+        // only members of the group keep a set-gid bit that stands without the right to execute
+        for (mode, uid, group) in [
+            ("6777", 1000, 1000),
+            ("2767", 1000, 1000),
+            ("2766", 1000, 500),
+            ("2766", 1000, 3000),
+            ("2766", 2000, 3000),
+            ("6777", 0, 1000),
+            ("6777", 2000, 1000),
+            ("2767", 1002, 1000),
         ] {
-            twins.script(&format!("rm -f f; echo content >f; echo other >g; chown 2000:1000 f; chmod {mode} f; chmod 666 g"));
+            twins.script(&format!("rm -f f; echo content >f; echo other >g; chown 2000:{group} f; chmod {mode} f; chmod 666 g"));
             twins.script_as(
                 uid,
                 1000,
