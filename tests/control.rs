@@ -66,6 +66,8 @@ fn a_mount_says_how_it_is_and_what_it_did() {
     assert_eq!(save(&at, &document("wepp", 1)), Ok(()));
     fs::read(&at).unwrap();
     assert_eq!(save(&at, "{"), Err(libc::EBADMSG));
+    // the refused writer's lock is given back behind its back
+    eventually("it is", || site.lock("wepp.nodb").is_none());
     let mut writer = OpenOptions::new()
         .append(true)
         .open(site.at("soils.nodb"))

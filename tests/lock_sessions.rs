@@ -132,6 +132,18 @@ fn a_lock_ends_with_its_session() {
     }
 }
 
+/// Nobody would renew it after that.
+#[test]
+fn a_lock_ends_with_the_mount() {
+    let mut run = Run::new(Kind::Redis);
+    let mut one = Shell::new(run.mount.path());
+    one.ok("touch wepp.nodb.lock && cd /");
+    assert!(run.lock(NAME).is_some());
+    assert!(run.mount.stop().success());
+    assert_eq!(run.lock(NAME), None);
+    assert_eq!(run.mirror(NAME).as_deref(), Some("false"));
+}
+
 #[test]
 fn a_lock_ends_when_its_maker_has_said_so() {
     for run in impatient() {

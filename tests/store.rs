@@ -43,6 +43,8 @@ conformance! {
     the_cache_deletes_entries_with_their_seals
     a_reader_never_replaces_what_a_commit_put_meanwhile
     a_lock_is_exclusive_until_it_is_released
+    who_holds_a_lock_is_seen_at_once
+    all_locks_that_are_held_are_listed
     locks_of_other_names_are_free
     a_renewed_lease_and_its_older_self_are_the_same_lock
     a_lost_lease_is_neither_renewed_nor_released
@@ -124,12 +126,53 @@ mod conformance {
         let holder = busy(&*store, &name);
         assert_eq!(holder.owner.as_deref(), Some(OWNER));
         assert_eq!(holder.value, lease.value);
-        assert_eq!(store.holder(&name).unwrap(), Some(holder));
+        let now = store.holder(&name).unwrap().unwrap();
+        assert!(now.left.is_some_and(|left| left <= TTL), "{now:?}");
+        assert_eq!(now.value, holder.value);
         assert!(store.release(&lease, None).unwrap());
         assert_eq!(store.holder(&name).unwrap(), None);
         assert!(!store.release(&lease, None).unwrap());
         let next = take(&*store, &name);
         assert_ne!(next.value, lease.value);
+    }
+
+    /// Whoever looks at a lock again and again is not behind what this process has done itself.
+    pub fn who_holds_a_lock_is_seen_at_once(store: Arc<dyn Store>) {
+        let name = name("wepp.nodb");
+        let seen = || Some(store.seen_holder(&name).unwrap()?.value);
+        for _ in 0..50 {
+            assert_eq!(seen(), None);
+            let lease = take(&*store, &name);
+            assert_eq!(seen(), Some(lease.value.clone()));
+            let renewed = store.renew(&lease).unwrap().unwrap();
+            assert_eq!(seen(), Some(renewed.value.clone()));
+            assert!(store.release(&renewed, None).unwrap());
+        }
+    }
+
+    pub fn all_locks_that_are_held_are_listed(store: Arc<dyn Store>) {
+        assert_eq!(store.held().unwrap(), []);
+        let names = [
+            "wepp.nodb",
+            "_pups/omni/scenarios/x/wepp.nodb",
+            "soils.nodb",
+        ]
+        .map(name);
+        let leases = names.each_ref().map(|name| take(&*store, name));
+        let listed = || -> Vec<_> {
+            let held = store.held().unwrap().into_iter();
+            held.map(|(name, holder)| (name, holder.value)).collect()
+        };
+        let held = leases
+            .iter()
+            .map(|lease| (lease.name.clone(), lease.value.clone()));
+        let mut held: Vec<_> = held.collect();
+        held.sort();
+        assert_eq!(listed(), held);
+        for lease in &leases {
+            assert!(store.release(lease, None).unwrap());
+        }
+        assert_eq!(listed(), []);
     }
 
     pub fn locks_of_other_names_are_free(store: Arc<dyn Store>) {

@@ -332,6 +332,17 @@ impl SessionLocks {
     }
 }
 
+impl Drop for SessionLocks {
+    /// The mount has ended, and nobody would renew them any more.
+    fn drop(&mut self) {
+        for lock in self.all() {
+            let released = lock.held.release(None);
+            info!(lock = lock.name().key(), ?released, "given back at the end");
+        }
+        self.wake();
+    }
+}
+
 /// The thread: sleeps until a leader ends, a lock's time is over, or something changes.
 fn watch(locks: &Weak<SessionLocks>) {
     loop {
