@@ -336,8 +336,10 @@ impl Drop for SessionLocks {
     /// The mount has ended, and nobody would renew them any more.
     fn drop(&mut self) {
         for lock in self.all() {
-            let released = lock.held.release(None);
-            info!(lock = lock.name().key(), ?released, "given back at the end");
+            // what cannot be told now ends by itself
+            let _ = lock.held.release(None);
+            let (who, why) = (&lock.who(), "the mount has ended");
+            lock.held.note(&Event::LockReleased { who, why });
         }
         self.wake();
     }
