@@ -106,7 +106,7 @@ impl Fs {
             && wanted.strength.is_some()
             && let Node::Plain(inode) = self.plain.inodes.get(at.id)?
         {
-            inode.locked_in_ranges();
+            inode.locked_in_ranges.store(true, Ordering::Relaxed);
         }
         self.plain.locks.set(at.through(&fd), wanted)?;
         if wanted.strength.is_some() {

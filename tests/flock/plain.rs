@@ -286,6 +286,25 @@ fn whoever_waits_gets_it_when_it_is_given_back() {
 }
 
 #[test]
+fn whoever_gets_a_lock_sees_what_was_done_under_it() {
+    let scene = Scene::new();
+    for (take, give_back) in [
+        ("lock(f)", "unlock(f)"),
+        ("flock(f, LOCK_EX)", "flock(f, LOCK_UN)"),
+    ] {
+        scene.same("grown", false, |one, two| {
+            one.ok(take);
+            let before = two.call("os.fstat(f).st_size");
+            one.ok("os.pwrite(f, b'y' * 100, 100) and None");
+            one.ok(give_back);
+            two.ok(take);
+            let after = two.call("[os.fstat(f).st_size, os.pread(f, 1, 199).decode()]");
+            vec![before, after]
+        });
+    }
+}
+
+#[test]
 fn whoever_is_killed_holds_and_wants_nothing_any_more() {
     let scene = Scene::new();
     for (take, wait) in [
