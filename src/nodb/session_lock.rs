@@ -215,6 +215,13 @@ impl SessionLock {
         *self.said.lock() = said;
     }
 
+    fn let_go(&self, why: &str) {
+        // what cannot be told now is the keeper's to tell
+        let _ = self.held.release(None);
+        let who = &self.who();
+        self.held.note(&Event::LockReleased { who, why });
+    }
+
     fn is_over(&self) -> Option<&'static str> {
         let until = self.said.lock().until;
         if until.is_some_and(|until| until <= Instant::now()) {
@@ -319,10 +326,7 @@ impl SessionLocks {
         for lock in &self.all() {
             if let Some(why) = lock.is_over() {
                 self.remove(lock);
-                // what cannot be told now is the keeper's to tell
-                let _ = lock.held.release(None);
-                let who = &lock.who();
-                lock.held.note(&Event::LockReleased { who, why });
+                lock.let_go(why);
             }
         }
         let mut watched = self.watched.lock();
@@ -336,10 +340,7 @@ impl Drop for SessionLocks {
     /// The mount has ended, and nobody would renew them any more.
     fn drop(&mut self) {
         for lock in self.all() {
-            // what cannot be told now ends by itself
-            let _ = lock.held.release(None);
-            let (who, why) = (&lock.who(), "the mount has ended");
-            lock.held.note(&Event::LockReleased { who, why });
+            lock.let_go("the mount has ended");
         }
         self.wake();
     }
