@@ -106,7 +106,7 @@ impl Fs {
             && wanted.strength.is_some()
             && let Node::Plain(inode) = self.plain.inodes.get(at.id)?
         {
-            inode.locked_in_ranges.store(true, Ordering::Relaxed);
+            inode.locked_in_ranges();
         }
         self.plain.locks.set(at.through(&fd), wanted)?;
         if wanted.strength.is_some() {
