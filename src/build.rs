@@ -45,13 +45,9 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let control = Context::new(&fs, from, Some(at), config.read_only);
     let filesystem =
         Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
-    let tell = filesystem.connect();
     Ok(Built {
         filesystem,
-        connected: Box::new(move |kernel| {
-            tell(kernel.clone());
-            notices.connect(kernel);
-        }),
+        connected: Box::new(move |kernel| notices.connect(kernel)),
         control: Arc::new(control),
     })
 }

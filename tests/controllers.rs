@@ -38,8 +38,8 @@ fn assert_all_equal(kind: Kind, source: TempDir, known_as: &str) {
     }
     if kind == Kind::Redis {
         let log = run.mount.log();
-        assert!(log.contains("cache hit: loaded from=cache"), "{log}");
-        assert!(!log.contains("loaded from=disk"), "{log}");
+        assert!(log.contains("read from the cache entry"), "{log}");
+        assert!(!log.contains("read from disk"), "{log}");
     }
     let diff = Command::new("diff")
         .arg("-r")
@@ -156,11 +156,7 @@ fn what_others_leave_in_the_cache_does_no_harm() {
     }
     // the untouched ones, and no other
     let log = run.mount.log();
-    assert_eq!(
-        log.matches("cache hit: loaded from=cache").count(),
-        2,
-        "{log}"
-    );
+    assert_eq!(log.matches("read from the cache entry").count(), 2, "{log}");
 }
 
 /// Promise 9: a key that holds no text at all costs a read nothing.

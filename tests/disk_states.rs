@@ -84,7 +84,8 @@ fn a_disk_full_to_the_last_blocks_is_enospc_or_enough() {
             let filler = fill(disk.path(), libc::ENOSPC);
             let full = fs::metadata(&filler).unwrap().len();
             let rest = File::options().write(true).open(&filler).unwrap();
-            rest.set_len(full - full % 1024 - spare * 1024).unwrap();
+            rest.set_len((full - full % 1024).saturating_sub(spare * 1024))
+                .unwrap();
             rest.sync_all().unwrap();
             let through = nodbfs.path().join(NAME);
             let said = match by_rename {

@@ -2,11 +2,11 @@
 //! process where there is none.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::net::sockopt::socket_peercred;
@@ -24,6 +24,13 @@ use crate::mount::table::{self, Mounted};
 /// takes the store's own time limits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A daemon that has just mounted may still be waiting for another one, whose mount had the same number, to let go of
+/// the socket's name.
+const TAKEN: Duration = Duration::from_secs(1);
+
+/// How often it is tried meanwhile.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// A conversation with whoever answers.
 #[derive(Debug)]
 pub struct Client {
@@ -35,7 +42,7 @@ pub struct Client {
 impl Client {
     /// With the daemon of a mount.
     pub fn of(mounted: &Mounted) -> Result<Self> {
-        let connected = address(mounted.dev).and_then(|at| UnixStream::connect_addr(&at));
+        let connected = connect(mounted.dev);
         let stream = connected.with_context(|| {
             Hinted::failure(
                 format!(
@@ -118,6 +125,20 @@ impl Client {
             Some((Answer::Failed(failure), _)) => Err(failure.into()),
             Some(answer) => Ok(Some(answer)),
             None => bail!("the daemon has hung up"),
+        }
+    }
+}
+
+fn connect(dev: (u32, u32)) -> io::Result<UnixStream> {
+    let (at, start) = (address(dev)?, Instant::now());
+    loop {
+        match UnixStream::connect_addr(&at) {
+            Err(error)
+                if error.kind() == ErrorKind::ConnectionRefused && start.elapsed() < TAKEN =>
+            {
+                thread::sleep(AGAIN);
+            }
+            connected => return connected,
         }
     }
 }

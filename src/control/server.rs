@@ -28,7 +28,7 @@ use crate::fs::credentials::Caller;
 const MOST: usize = 64;
 
 /// How often a name that is taken is tried again: by a daemon that has not quite ended.
-const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// How long the end of a mount waits for conversations that are under way.
 const DRAIN: Duration = Duration::from_secs(2);

@@ -9,7 +9,7 @@ use crate::fs::attr::unix_nanos;
 use crate::fs::credentials::Caller;
 use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
-use crate::fs::inode::Inode;
+use crate::fs::inode::{Inode, maps};
 use crate::fs::local::is_local;
 use crate::fs::locks::Through;
 use crate::fs::pages::Treat;
@@ -91,12 +91,16 @@ impl Fs {
 
     fn open_plain(&self, inode: &Arc<Inode>, flags: i32, caller: Caller) -> Result<Open> {
         let (attr, fd) = self.plain.open(inode, flags, caller)?;
+        if maps(flags) {
+            // writes through a shared mapping change its times, of which the kernel's FUSE client does not hear
+            self.nodb.kernel().attributes_changed(inode.id);
+        }
         let (writes, local) = (writes(flags), self.plain.inodes.is_local(&inode.ident));
         let flush = inode.is_locked_in_ranges() || writes && !local && !is_local(&*fd);
         let opened = Opened::Plain {
             flush,
             fd: fd.clone(),
-            treat: Treat::new(inode, &attr, flags, writes, local),
+            treat: Treat::new(inode, &attr, writes, local),
         };
         Ok(Open {
             handle: self.handles.add(Handle::File(fd), flush),
@@ -203,7 +207,7 @@ impl Fs {
         let opened = Opened::Plain {
             flush,
             fd: fd.clone(),
-            treat: Treat::new(&inode, &attr, flags, true, local),
+            treat: Treat::new(&inode, &attr, true, local),
         };
         Ok((
             self.plain_entry(name, &inode, attr),

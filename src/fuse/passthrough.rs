@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use fuser::{BackingId, INodeNo, Notifier};
+use fuser::BackingId;
 use parking_lot::Mutex;
 
 use crate::fs::pages::{Paged, Treat};
@@ -15,7 +15,6 @@ use crate::fs::pages::{Paged, Treat};
 #[derive(Debug, Default)]
 pub struct Passthrough {
     allowed: AtomicBool,
-    kernel: OnceLock<Notifier>,
     inodes: Mutex<HashMap<u64, Backed>>,
 }
 
@@ -48,22 +47,6 @@ impl Passthrough {
     /// Whether the kernel and the daemon's rights allow it.
     pub fn allow(&self, allowed: bool) {
         self.allowed.store(allowed, Ordering::Relaxed);
-    }
-
-    /// The kernel can be told from now on.
-    pub fn connect(&self, kernel: Notifier) {
-        // there is one connection in a mount's life
-        let _ = self.kernel.set(kernel);
-    }
-
-    /// The lower file is about to be mapped: writes through the mapping change its times, of which the
-    /// kernel's FUSE client does not hear. So it forgets what it knows.
-    pub fn forget_times(&self, id: u64) {
-        if let Some(kernel) = self.kernel.get()
-            && let Err(error) = kernel.inval_inode(INodeNo(id), -1, 0)
-        {
-            tracing::debug!(%error, id, "the kernel was not told");
-        }
     }
 
     fn is_allowed(&self) -> bool {

@@ -75,11 +75,6 @@ pub fn open(reply: ReplyOpen, passthrough: &Passthrough, id: u64, answer: Result
     let handle = FileHandle(open.handle);
     let way = way_of(passthrough, id, &open, |fd| reply.open_backing(fd));
     let flags = flags_of(&open.opened, way.as_ref());
-    if let (Some(Way::Lower(_)), Opened::Plain { treat, .. }) = (&way, &open.opened)
-        && treat.maps
-    {
-        passthrough.forget_times(id);
-    }
     match way {
         Some(Way::Lower(backing)) => reply.opened_passthrough(handle, flags, &backing),
         _ => reply.opened(handle, flags),
