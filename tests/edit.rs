@@ -6,11 +6,13 @@ mod site;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::thread;
 
 use common::command::{Ended, command, nodbfs, run};
 use common::mount::Mount;
+use rustix::process::{Pid, Signal, kill_process_group};
 use site::{STRANGER, Site, document, eventually, lock_key};
 
 const NAME: &str = "wepp.nodb";
@@ -195,10 +197,13 @@ fn an_editor_that_is_killed_gives_the_lock_back() {
         "300",
     ]
     .map(str::to_owned);
-    let mut editing = command(&words).spawn().unwrap();
+    let mut editing = command(&words).process_group(0).spawn().unwrap();
+    let group = Pid::from_child(&editing);
     eventually("the lock is taken", || site.lock(NAME).is_some());
     editing.kill().unwrap();
     editing.wait().unwrap();
+    // what it ran goes on without it
+    kill_process_group(group, Signal::KILL).unwrap();
     eventually("the lock is given back", || site.lock(NAME).is_none());
     assert_eq!(site.text(NAME), ODD);
 }
