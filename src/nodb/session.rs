@@ -47,10 +47,8 @@ impl Session {
         if self.leader.as_ref().is_some_and(Living::lives) {
             return true;
         }
-        // a number is given away again only when the session that bears it is over
-        let started = self.leader.as_ref().map(|leader| leader.started);
-        let bearer = Process::read(self.sid).filter(|process| !process.is_dead);
-        if bearer.is_some_and(|process| Some(process.started) != started) {
+        // the leader has ended, and its number is given away again only when the session is over, too
+        if Process::read(self.sid).is_some_and(|bearer| !bearer.is_dead) {
             return false;
         }
         let Ok(all) = fs::read_dir("/proc") else {
@@ -73,8 +71,6 @@ impl Session {
 pub struct Living {
     pid: u32,
     fd: OwnedFd,
-    /// In clock ticks since the machine started.
-    started: u64,
 }
 
 impl Living {
@@ -82,8 +78,7 @@ impl Living {
     pub fn open(pid: u32) -> Option<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
         let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
-        let started = Process::read(pid)?.started;
-        let process = Self { pid, fd, started };
+        let process = Self { pid, fd };
         process.lives().then_some(process)
     }
 
@@ -109,12 +104,12 @@ fn lineage(tid: u32) -> impl Iterator<Item = (u32, Process)> {
     std::iter::successors(read(tid), above).take(GENERATIONS)
 }
 
-/// What `/proc/<tid>/stat` says of a thread.
+/// What `/proc/<tid>/status` says of a thread. Not `stat`, which waits for a process in the middle of `execve`,
+/// and that may be closing a file of this mount.
 struct Process {
     is_dead: bool,
     parent: u32,
     session: u32,
-    started: u64,
 }
 
 impl Process {
@@ -122,18 +117,19 @@ impl Process {
         if tid == 0 {
             return None;
         }
-        Self::parse(&fs::read_to_string(format!("/proc/{tid}/stat")).ok()?)
+        Self::parse(&fs::read_to_string(format!("/proc/{tid}/status")).ok()?)
     }
 
-    fn parse(stat: &str) -> Option<Self> {
-        // the command's name, in brackets, may hold anything, brackets too
-        let (_, rest) = stat.rsplit_once(')')?;
-        let fields: Vec<_> = rest.split_whitespace().collect();
+    fn parse(status: &str) -> Option<Self> {
+        let field = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line?.split_whitespace().next()
+        };
         Some(Self {
-            is_dead: matches!(*fields.first()?, "Z" | "X"),
-            parent: fields.get(1)?.parse().ok()?,
-            session: fields.get(3)?.parse().ok()?,
-            started: fields.get(19)?.parse().ok()?,
+            is_dead: matches!(field("State:")?, "Z" | "X"),
+            parent: field("PPid:")?.parse().ok()?,
+            // as the daemon's own namespace has it
+            session: field("NSsid:")?.parse().ok()?,
         })
     }
 }
@@ -184,12 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn a_command_may_be_called_anything() {
-        let stat = "17 (a) Z 1 2 (b) S 4 17 23 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 99887 0 0";
-        let process = Process::parse(stat).unwrap();
+    fn what_is_said_of_a_process() {
+        let status = "Name:\tPPid:\\nPPid: 1\nState:\tS (sleeping)\nPPid:\t4\nNSsid:\t23\t7\n";
+        let process = Process::parse(status).unwrap();
         assert_eq!((process.parent, process.session), (4, 23));
-        assert_eq!((process.started, process.is_dead), (99887, false));
-        assert!(Process::parse("17 (x").is_none());
+        assert!(!process.is_dead && Process::parse("State:\tZ (zombie)\n").is_none());
     }
 
     #[test]
@@ -238,11 +233,10 @@ mod tests {
         let mut dead = Command::new("true").spawn().unwrap();
         let fd = pidfd_open(Pid::from_child(&dead), PidfdFlags::empty()).unwrap();
         dead.wait().unwrap();
-        // as if the number had been that of one whose leader started earlier and has ended
+        // as if the number had been that of one whose leader has ended
         session.leader = Some(Living {
             pid: session.sid,
             fd,
-            started: 1,
         });
         assert!(!session.lives() && !session.includes(child));
         shell.kill().unwrap();
