@@ -39,9 +39,33 @@ pub struct Client {
     here: Option<JoinHandle<()>>,
 }
 
+/// Nobody is at the other end any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon has hung up")]
+struct HungUp;
+
 impl Client {
     /// With the daemon of a mount.
     pub fn of(mounted: &Mounted) -> Result<Self> {
+        let start = Instant::now();
+        loop {
+            let mut client = Self::connected(mounted)?;
+            match client.greet() {
+                // it was the one before, which is about to end
+                Err(error) if is_hang_up(&error) && start.elapsed() < TAKEN => thread::sleep(AGAIN),
+                greeted => return greeted.map(|()| client),
+            }
+        }
+    }
+
+    /// Makes sure that somebody answers.
+    fn greet(&mut self) -> Result<()> {
+        self.channel.stream().set_read_timeout(Some(PATIENCE))?;
+        self.ask(&Request::Source, |_| Ok(()))?;
+        Ok(self.channel.stream().set_read_timeout(None)?)
+    }
+
+    fn connected(mounted: &Mounted) -> Result<Self> {
         let connected = connect(mounted.dev);
         let stream = connected.with_context(|| {
             Hinted::failure(
@@ -124,9 +148,14 @@ impl Client {
             Some((Answer::Done, _)) => Ok(None),
             Some((Answer::Failed(failure), _)) => Err(failure.into()),
             Some(answer) => Ok(Some(answer)),
-            None => bail!("the daemon has hung up"),
+            None => Err(HungUp.into()),
         }
     }
+}
+
+fn is_hang_up(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    error.is::<HungUp>() || kind == Some(ErrorKind::ConnectionReset)
 }
 
 fn connect(dev: (u32, u32)) -> io::Result<UnixStream> {

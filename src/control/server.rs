@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{Shutdown as How, shutdown};
 use rustix::process::geteuid;
 use tracing::{debug, warn};
 
@@ -42,10 +43,12 @@ pub fn address((major, minor): (u32, u32)) -> io::Result<SocketAddr> {
 #[derive(Debug)]
 pub struct Server(Arc<Shared>);
 
-/// Lock order: `open` is taken alone, and held across nothing that can wait.
+/// Lock order: `open` and `listener` are each taken alone, and held across nothing that can wait.
 #[derive(Debug, Default)]
 struct Shared {
     ended: AtomicBool,
+    /// To be woken by; `None` while its name is taken.
+    listener: Mutex<Option<UnixListener>>,
     open: Mutex<Open>,
     closed: Condvar,
 }
@@ -75,6 +78,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.0.ended.store(true, Relaxed);
+        // whoever mounts next may get the same device number, and needs the name
+        if let Some(listener) = self.0.listener.lock().take() {
+            let _ = shutdown(&listener, How::Both);
+        }
         let deadline = Instant::now() + DRAIN;
         let mut open = self.0.open.lock();
         for stream in open.streams.values() {
@@ -106,6 +113,10 @@ impl Shared {
             thread::sleep(AGAIN);
             listener = bind(dev);
         };
+        *self.listener.lock() = listener.try_clone().ok();
+        if self.ended.load(Relaxed) {
+            return;
+        }
         for stream in listener.incoming() {
             if self.ended.load(Relaxed) {
                 return;
@@ -113,6 +124,9 @@ impl Shared {
             match stream {
                 Ok(stream) => self.accept(stream, context),
                 Err(error) => {
+                    if self.ended.load(Relaxed) {
+                        return;
+                    }
                     warn!(%error, "a question could not be taken");
                     // out of descriptors, perhaps
                     thread::sleep(AGAIN);
