@@ -30,6 +30,9 @@ impl Place {
     }
 }
 
+/// So many names of one file are remembered. Each of them leads to it, and so does a descriptor when they are gone.
+const MOST_PLACES: usize = 16;
+
 /// One lower file, of any kind but a controller's.
 #[derive(Debug)]
 pub struct Inode {
@@ -113,6 +116,7 @@ impl Places {
         let mut all = self.all();
         all.retain(|known| !known.is(&place.dir, &place.name));
         all.insert(0, place);
+        all.truncate(MOST_PLACES);
         *self = Self::of(all);
     }
 
@@ -286,5 +290,10 @@ mod tests {
         assert!(!inode.drop_place(&dir, OsStr::new("b")));
         assert!(inode.drop_place(&dir, OsStr::new("c")));
         assert_eq!(name(&inode), None);
+        for one in 0..100 {
+            inode.add_place(Place::new(&dir, OsStr::new(&one.to_string())));
+        }
+        assert_eq!(name(&inode), Some("99".into()));
+        assert_eq!(inode.places().len(), MOST_PLACES);
     }
 }
