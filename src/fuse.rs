@@ -6,14 +6,14 @@ mod lock;
 mod notify;
 mod passthrough;
 mod reply;
+mod threads;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
@@ -22,7 +22,6 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use tokio::runtime::Runtime;
 
 use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
@@ -31,38 +30,21 @@ use crate::fs::credentials::Caller;
 use crate::fs::lock::At;
 use crate::fs::locks::Sort;
 use crate::fs::plain::SetAttr;
-use crate::mount::{ClaimedSource, THREADS};
+use crate::mount::ClaimedSource;
 use crate::node::touches_the_store;
 pub use notify::Notices;
 use passthrough::Passthrough;
+use threads::Threads;
 
 /// The largest write the kernel sends at once, in bytes: what its page limit allows.
 const MAX_WRITE: u32 = 1 << 20;
-
-/// How many operations may wait for the store, for locks or for the disk's `fsync` at a time.
-const WAITING: usize = 256;
-
-/// How many callers may wait for a `flock` or `fcntl` lock at a time.
-const PATIENT: usize = 4096;
-
-/// How many of the session's threads may be in such an operation themselves, which saves the way to
-/// another thread. The others are left for plain files.
-const INLINE: usize = THREADS - 2;
-
-/// How long a mount's end waits for operations that are under way.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// The file system as `fuser` sees it.
 #[derive(Debug)]
 pub struct Adapter {
     fs: Arc<Fs>,
     passthrough: Arc<Passthrough>,
-    /// Threads for operations that may wait, so that enough of the session's never do.
-    waiting: Option<Runtime>,
-    /// Threads that wait for locks as long as it takes: whoever holds one may need those above.
-    patient: Option<Runtime>,
-    /// How many of the session's threads are in an operation that may wait.
-    inline: AtomicUsize,
+    threads: Threads,
     /// POSIX ACLs count where other users than the mount's own come in.
     acl: bool,
     /// Whether the source itself is stacked on other file systems.
@@ -83,21 +65,10 @@ impl Adapter {
         stacked: bool,
         claimed: Option<ClaimedSource>,
     ) -> io::Result<Self> {
-        let waiting = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(WAITING)
-            .thread_name("nodbfs-waiting")
-            .build()?;
-        let patient = tokio::runtime::Builder::new_current_thread()
-            .max_blocking_threads(PATIENT)
-            .thread_name("nodbfs-patient")
-            .build()?;
         Ok(Self {
             fs,
             passthrough: Arc::default(),
-            waiting: Some(waiting),
-            patient: Some(patient),
-            inline: AtomicUsize::new(0),
+            threads: Threads::start()?,
             acl,
             stacked,
             _claimed: claimed,
@@ -110,18 +81,11 @@ impl Adapter {
             work(fs);
             drop(timed);
         };
-        if !may_wait {
-            return work(&self.fs);
+        if may_wait {
+            self.threads.run(&self.fs, work);
+        } else {
+            work(&self.fs);
         }
-        let inline = self.inline.fetch_add(1, Relaxed) < INLINE;
-        match &self.waiting {
-            Some(runtime) if !inline => {
-                let fs = self.fs.clone();
-                runtime.spawn_blocking(move || work(&fs));
-            }
-            _ => work(&self.fs),
-        }
-        self.inline.fetch_sub(1, Relaxed);
     }
 }
 
@@ -179,10 +143,7 @@ impl Filesystem for Adapter {
 
     fn destroy(&mut self) {
         self.fs.end_waits();
-        let threads = [self.waiting.take(), self.patient.take()];
-        for threads in threads.into_iter().flatten() {
-            threads.shutdown_timeout(DRAIN);
-        }
+        self.threads.drain();
         self.fs.nodb().end_flocks();
         self.fs.nodb().tidy();
     }
@@ -690,11 +651,7 @@ impl Filesystem for Adapter {
             id: ino.0,
             handle: fh.0,
         };
-        let Some(patient) = self
-            .patient
-            .as_ref()
-            .map(|patient| patient.handle().clone())
-        else {
+        let Some(patient) = self.threads.patient() else {
             return reply.error(FuseErrno::EINTR);
         };
         let patiently = self.fs.clone();
