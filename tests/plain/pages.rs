@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
@@ -14,6 +14,22 @@ use crate::eventually;
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap()
+}
+
+/// The file of a test, through the mount and beside it.
+fn file_of(twins: &Twins) -> (PathBuf, PathBuf) {
+    (
+        twins.mounted().join("p1.sol"),
+        twins.source().join("p1.sol"),
+    )
+}
+
+/// All of an open file, from its start.
+fn read_open(file: &mut File) -> String {
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// The kernel has its attributes and its pages, for a while, and they are right.
@@ -28,10 +44,7 @@ fn warm(mounted: &Path, beneath: &Path) {
 #[test]
 fn what_was_rewritten_beneath_is_read_whole_at_once() {
     let twins = Twins::new([]);
-    let (mounted, beneath) = (
-        twins.mounted().join("p1.sol"),
-        twins.source().join("p1.sol"),
-    );
+    let (mounted, beneath) = file_of(&twins);
     fs::write(&beneath, "0").unwrap();
     for round in 1..100_usize {
         warm(&mounted, &beneath);
@@ -45,10 +58,7 @@ fn what_was_rewritten_beneath_is_read_whole_at_once() {
 #[test]
 fn a_time_set_back_hides_no_change() {
     let twins = Twins::new([]);
-    let (mounted, beneath) = (
-        twins.mounted().join("p1.sol"),
-        twins.source().join("p1.sol"),
-    );
+    let (mounted, beneath) = file_of(&twins);
     let old = Timespec {
         tv_sec: 1_000_000,
         tv_nsec: 0,
@@ -77,10 +87,7 @@ fn a_time_set_back_hides_no_change() {
 #[test]
 fn an_open_reader_keeps_nobody_from_what_is_there_now() {
     let twins = Twins::new([]);
-    let (mounted, beneath) = (
-        twins.mounted().join("p1.sol"),
-        twins.source().join("p1.sol"),
-    );
+    let (mounted, beneath) = file_of(&twins);
     fs::write(&beneath, "first").unwrap();
     warm(&mounted, &beneath);
     let mut reader = File::open(&mounted).unwrap();
@@ -90,20 +97,14 @@ fn an_open_reader_keeps_nobody_from_what_is_there_now() {
         assert!(read(&mounted) == text, "round {round}");
     }
     eventually("it sees so itself", || {
-        let mut text = String::new();
-        reader.rewind().unwrap();
-        reader.read_to_string(&mut text).unwrap();
-        text == read(&beneath)
+        read_open(&mut reader) == read(&beneath)
     });
 }
 
 #[test]
 fn readers_and_writers_on_the_mount_see_the_same() {
     let twins = Twins::new([]);
-    let (mounted, beneath) = (
-        twins.mounted().join("p1.sol"),
-        twins.source().join("p1.sol"),
-    );
+    let (mounted, beneath) = file_of(&twins);
     fs::write(&beneath, "first").unwrap();
     warm(&mounted, &beneath);
     let mut reader = File::open(&mounted).unwrap();
@@ -118,14 +119,8 @@ fn readers_and_writers_on_the_mount_see_the_same() {
         writer.write_all_at(&vec![b'a'; round * 7], 0).unwrap();
         log.write_all(b"end").unwrap();
         let want = "a".repeat(round * 7) + "end";
-        let mut text = String::new();
-        reader.rewind().unwrap();
-        reader.read_to_string(&mut text).unwrap();
-        assert!(text == want, "round {round}");
-        text.clear();
-        writer.rewind().unwrap();
-        writer.read_to_string(&mut text).unwrap();
-        assert!(text == want, "round {round}");
+        assert!(read_open(&mut reader) == want, "round {round}");
+        assert!(read_open(&mut writer) == want, "round {round}");
         assert!(read(&mounted) == want && read(&beneath) == want);
     }
     drop((reader, writer, log));
@@ -137,10 +132,7 @@ fn readers_and_writers_on_the_mount_see_the_same() {
 #[test]
 fn a_writer_beside_a_reader_sees_what_is_written_beneath() {
     let twins = Twins::new([]);
-    let (mounted, beneath) = (
-        twins.mounted().join("p1.sol"),
-        twins.source().join("p1.sol"),
-    );
+    let (mounted, beneath) = file_of(&twins);
     fs::write(&beneath, "first").unwrap();
     warm(&mounted, &beneath);
     let reader = File::open(&mounted).unwrap();
@@ -152,18 +144,12 @@ fn a_writer_beside_a_reader_sees_what_is_written_beneath() {
     // what the kernel believed before is for a second
     eventually("it asks every time", || {
         fs::write(&beneath, "other").unwrap();
-        let mut text = String::new();
-        writer.rewind().unwrap();
-        writer.read_to_string(&mut text).unwrap();
-        text == "other"
+        read_open(&mut writer) == "other"
     });
     for round in 0..50_usize {
         let text = format!("{round:0$}", 1 + round * 37 % 500);
         fs::write(&beneath, &text).unwrap();
-        let mut seen = String::new();
-        writer.rewind().unwrap();
-        writer.read_to_string(&mut seen).unwrap();
-        assert_eq!(seen, text);
+        assert_eq!(read_open(&mut writer), text);
     }
     drop(reader);
 }
