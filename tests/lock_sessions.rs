@@ -132,6 +132,47 @@ fn a_lock_ends_with_its_session() {
     }
 }
 
+/// In a container that is entered from its host all sessions look alike to the daemon: their number is 0.
+#[test]
+fn sessions_whose_leader_is_out_of_sight_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("run")).unwrap();
+    fs::write(dir.path().join("run/wepp.nodb"), document(0)).unwrap();
+    let mut one = Shell::in_new_namespace(dir.path());
+    one.ok("grep -P '^NSsid:\t0$' /proc/self/status");
+    let nodbfs = env!("CARGO_BIN_EXE_nodbfs");
+    one.ok(&format!("{nodbfs} mount --lock-wait 0s run run && cd run"));
+    let enter = |of| {
+        let mut shell = Shell::entering(of, dir.path());
+        shell.ok("cd run && grep -P '^NSsid:\t0$' /proc/self/status");
+        shell
+    };
+    let (mut two, mut three) = (enter(&one), enter(&one));
+    for (lock, unlock) in [
+        ("touch wepp.nodb.lock", "rm wepp.nodb.lock"),
+        ("exec 3<wepp.nodb && flock 3", "exec 3<&-"),
+    ] {
+        two.ok(lock);
+        two.ok(&save(1));
+        two.ok(&format!("setsid -w bash <<'END'\n{}\nEND", save(2)));
+        for other in [&mut one, &mut three] {
+            other.fails(&save(9), BUSY);
+            other.fails(": >wepp.nodb.lock", BUSY);
+        }
+        two.ok(unlock);
+        one.ok(&save(3));
+        three.ok(&save(4));
+    }
+    // it goes with the session, and the first one's stays
+    two.ok("touch wepp.nodb.lock");
+    drop(two);
+    eventually("it goes", || three.run("touch wepp.nodb.lock").status == 0);
+    three.ok("rm wepp.nodb.lock");
+    one.ok("touch wepp.nodb.lock");
+    three.fails(&save(9), BUSY);
+    one.ok(&save(5));
+}
+
 /// Nobody would renew it after that.
 #[test]
 fn a_lock_ends_with_the_mount() {

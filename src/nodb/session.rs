@@ -10,42 +10,67 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// How far up a caller's ancestors are looked for: deeper trees than people build.
 const GENERATIONS: usize = 64;
 
+/// The number the kernel gives for a session whose leader lives outside the daemon's pid namespace.
+const OUTSIDE: u32 = 0;
+
 /// One session, told from any later one that gets its number.
 #[derive(Debug)]
 pub struct Session {
-    /// Its number, as the daemon sees it.
+    /// Its number, as the daemon sees it; see [`Bounds::Outermost`] for one that has none.
     pub sid: u32,
-    /// The process that made it; none if that had ended before.
+    bounds: Bounds,
+    /// The process whose number it has; none if that had ended before.
     leader: Option<Living>,
 }
 
+/// What belongs to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bounds {
+    /// All that bear its number.
+    Number,
+    /// The leader lives outside the daemon's pid namespace, as when a container is entered from its host. All such
+    /// sessions have the number 0, so one is told by its outermost process in sight, ends with that and has its number.
+    Outermost,
+}
+
 impl Session {
-    /// The session of the thread `tid`. `None`: it is gone, or the daemon sees the thread or its
-    /// session not at all, for they live outside its pid namespace.
+    /// The session of the thread `tid`. `None`: it is gone, or the daemon does not see it, for it lives outside
+    /// its pid namespace.
     pub fn of(tid: u32) -> Option<Self> {
-        let sid = Process::read(tid)?.session;
-        if sid == 0 {
-            return None;
-        }
+        let (sid, bounds) = Self::name(tid)?;
         let session = Self {
             sid,
+            bounds,
             leader: Living::open(sid),
         };
         // not another one's that got the number between the two looks
-        (Process::read(tid)?.session == sid && session.lives()).then_some(session)
+        (Self::name(tid)? == (sid, bounds) && session.lives()).then_some(session)
+    }
+
+    fn name(tid: u32) -> Option<(u32, Bounds)> {
+        match Process::read(tid)?.session {
+            OUTSIDE => Some((outermost(tid)?, Bounds::Outermost)),
+            sid => Some((sid, Bounds::Number)),
+        }
     }
 
     /// Whether the thread `tid` belongs to the session, or descends from a process that does: the
     /// children of a session may have made sessions of their own.
     pub fn includes(&self, tid: u32) -> bool {
-        let of_it = |process: &Process| process.session == self.sid;
-        lineage(tid).any(|(_, process)| of_it(&process)) && self.lives()
+        let is_of_it = match self.bounds {
+            Bounds::Number => lineage(tid).any(|process| process.session == self.sid),
+            Bounds::Outermost => outermost(tid) == Some(self.sid),
+        };
+        is_of_it && self.lives()
     }
 
     /// Whether any process of the session is left.
     pub fn lives(&self) -> bool {
         if self.leader.as_ref().is_some_and(Living::lives) {
             return true;
+        }
+        if self.bounds == Bounds::Outermost {
+            return false;
         }
         // the leader has ended, and its number is given away again only when the session is over, too
         if Process::read(self.sid).is_some_and(|bearer| !bearer.is_dead) {
@@ -88,25 +113,34 @@ impl Living {
         matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
     }
 
-    /// Whether the process `pid` is this one or descends from it.
-    pub fn begot(&self, pid: u32) -> bool {
-        lineage(pid).any(|(pid, _)| pid == self.pid) && self.lives()
+    /// Whether the thread `tid` is one of this process or descends from it.
+    pub fn begot(&self, tid: u32) -> bool {
+        lineage(tid).any(|process| process.pid == self.pid) && self.lives()
     }
 }
 
-/// A thread and the processes it descends from, but for the first: everything descends from that.
-fn lineage(tid: u32) -> impl Iterator<Item = (u32, Process)> {
-    let read = |tid| Some((tid, Process::read(tid)?));
-    let above = move |(_, process): &(u32, Process)| {
-        let parent = process.parent;
-        (parent > 1).then(|| read(parent)).flatten()
+/// The process of a thread and those it descends from, but for the first: everything descends from that.
+fn lineage(tid: u32) -> impl Iterator<Item = Process> {
+    let above = |process: &Process| {
+        let has_maker = process.parent > 1;
+        has_maker.then(|| Process::read(process.parent)).flatten()
     };
-    std::iter::successors(read(tid), above).take(GENERATIONS)
+    std::iter::successors(Process::read(tid), above).take(GENERATIONS)
+}
+
+/// The first of the processes from which the thread `tid` has a session whose leader is out of sight.
+fn outermost(tid: u32) -> Option<u32> {
+    let outside = lineage(tid).filter(|process| process.session == OUTSIDE);
+    let outermost = outside.last()?;
+    // a session is inherited, so theirs is one
+    let first = Process::read(outermost.parent).filter(|parent| parent.session == OUTSIDE);
+    Some(first.unwrap_or(outermost).pid)
 }
 
 /// What `/proc/<tid>/status` says of a thread. Not `stat`, which waits for a process in the middle of `execve`,
 /// and that may be closing a file of this mount.
 struct Process {
+    pid: u32,
     is_dead: bool,
     parent: u32,
     session: u32,
@@ -126,6 +160,7 @@ impl Process {
             line?.split_whitespace().next()
         };
         Some(Self {
+            pid: field("Tgid:")?.parse().ok()?,
             is_dead: matches!(field("State:")?, "Z" | "X"),
             parent: field("PPid:")?.parse().ok()?,
             // as the daemon's own namespace has it
@@ -181,9 +216,10 @@ mod tests {
 
     #[test]
     fn what_is_said_of_a_process() {
-        let status = "Name:\tPPid:\\nPPid: 1\nState:\tS (sleeping)\nPPid:\t4\nNSsid:\t23\t7\n";
+        let status =
+            "Name:\tPPid:\\nPPid: 1\nState:\tS (sleeping)\nTgid:\t9\nPPid:\t4\nNSsid:\t23\t7\n";
         let process = Process::parse(status).unwrap();
-        assert_eq!((process.parent, process.session), (4, 23));
+        assert_eq!((process.pid, process.parent, process.session), (9, 4, 23));
         assert!(!process.is_dead && Process::parse("State:\tZ (zombie)\n").is_none());
     }
 
@@ -239,9 +275,8 @@ mod tests {
             fd,
         });
         assert!(!session.lives() && !session.includes(child));
+        // the child ends with the shell's standard input
         shell.kill().unwrap();
         shell.wait().unwrap();
-        let pid = Pid::from_raw(child as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
 }

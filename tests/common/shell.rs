@@ -3,6 +3,7 @@
 // every suite uses a part of it
 #![allow(dead_code)]
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -42,6 +43,28 @@ impl Shell {
         let mut command = Command::new("setsid");
         command.uid(user).gid(user);
         Self::start(command, dir)
+    }
+
+    /// As the first process of a pid namespace, so that nobody there sees the leader of its session.
+    pub fn in_new_namespace(dir: &Path) -> Self {
+        let mut command = Command::new("unshare");
+        command.process_group(0);
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        Self::start(command, dir)
+    }
+
+    /// In the namespaces that `other` made, as if entered from the host of a container.
+    pub fn entering(other: &Self, dir: &Path) -> Self {
+        let maker = other.pid();
+        let first = fs::read_to_string(format!("/proc/{maker}/task/{maker}/children"));
+        let first = first.expect("it lives and its children are told");
+        let mut command = Command::new("nsenter");
+        command.process_group(0);
+        command.args(["--pid", "--mount", "--target", first.trim()]);
+        let mut shell = Self::start(command, dir);
+        // nsenter starts at the root
+        shell.ok(&format!("cd '{}'", dir.display()));
+        shell
     }
 
     fn start(mut command: Command, dir: &Path) -> Self {
