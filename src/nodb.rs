@@ -175,12 +175,14 @@ impl Nodb {
         self.settings.name_ttl
     }
 
-    /// A directory is about to be renamed; to be told when it was. `None`: no directory.
-    pub fn before_move(&self, place: &Place) -> Option<(Arc<Inode>, PathBuf)> {
-        let dir = self.plain.inodes.known_at(place)?;
+    /// The inode at `place` is about to be renamed; to be told when it was. `None`: no directory.
+    pub fn before_move(&self, place: &Place, inode: &Arc<Inode>) -> Option<(Arc<Inode>, PathBuf)> {
+        if !inode.is_dir() {
+            return None;
+        }
         let parent = self.plain.inodes.relative_path(&place.dir).ok()?;
         let old = self.settings.key_root.join(parent).join(&place.name);
-        dir.is_dir().then_some((dir, old))
+        Some((inode.clone(), old))
     }
 
     /// A directory was renamed: what the cache knows by its old path is void.

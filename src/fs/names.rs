@@ -143,12 +143,14 @@ impl Fs {
             };
             return self.nodb.rename(&from, &to, flags, asking);
         }
-        let moved = [&from, &to].map(|place| self.nodb.before_move(place));
-        self.plain.rename(&from, &to, flags)?;
-        moved
+        let known = [&from, &to].map(|place| self.plain.inodes.known_at(place));
+        let moved: Vec<_> = [&from, &to]
             .into_iter()
-            .flatten()
-            .for_each(|dir| self.nodb.after_move(dir));
+            .zip(&known)
+            .filter_map(|(place, inode)| self.nodb.before_move(place, inode.as_ref()?))
+            .collect();
+        self.plain.rename_known(&from, &to, flags, known)?;
+        moved.into_iter().for_each(|dir| self.nodb.after_move(dir));
         Ok(())
     }
 

@@ -197,8 +197,18 @@ impl Plain {
 
     /// `renameat2` with its flags.
     pub fn rename(&self, from: &Place, to: &Place, flags: RenameFlags) -> Result<()> {
-        let moving = self.inodes.known_at(from);
-        let target = self.inodes.known_at(to);
+        let known = [from, to].map(|place| self.inodes.known_at(place));
+        self.rename_known(from, to, flags, known)
+    }
+
+    /// The same, with the inodes that the kernel knows at the two names.
+    pub fn rename_known(
+        &self,
+        from: &Place,
+        to: &Place,
+        flags: RenameFlags,
+        [moving, target]: [Option<Arc<Inode>>; 2],
+    ) -> Result<()> {
         let target_fd = target.as_ref().and_then(|inode| self.inodes.last_fd(inode));
         let (from_dir, to_dir) = (self.inodes.fd(&from.dir)?, self.inodes.fd(&to.dir)?);
         renameat_with(&*from_dir, &from.name, &*to_dir, &to.name, flags)?;
