@@ -2,6 +2,7 @@
 //! FUSE protocol; every operation takes and returns plain values and runs without a kernel.
 
 pub mod attr;
+pub mod change;
 pub mod credentials;
 mod data;
 pub mod flush;
@@ -37,11 +38,12 @@ use crate::nodb::lock::Asking;
 use crate::nodb::staging::Staging;
 use crate::node::{Node, goes_with_controllers, is_controller, is_dump, is_hidden};
 use attr::Attr;
+use change::SetAttr;
 use credentials::Caller;
 use handle::{DirEntry, Handles};
 use inode::{Inode, Place};
 use pages::Treat;
-use plain::{Plain, SetAttr};
+use plain::Plain;
 
 /// A generation never changes, so what the kernel knows of it stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -26,10 +26,10 @@ use fuser::{
 use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
+use crate::fs::change::SetAttr;
 use crate::fs::credentials::Caller;
 use crate::fs::lock::At;
 use crate::fs::locks::Sort;
-use crate::fs::plain::SetAttr;
 use crate::mount::ClaimedSource;
 use crate::node::touches_the_store;
 pub use notify::Notices;

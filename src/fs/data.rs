@@ -1,6 +1,7 @@
 //! What is in open files: reading, writing, and finding one's way.
 
 use crate::error::{Errno, Result};
+use crate::fs::change::kill_privileges;
 use crate::fs::credentials::Caller;
 use crate::fs::handle::Handle;
 use crate::fs::{Fs, plain};
@@ -31,7 +32,7 @@ impl Fs {
             Ok(Handle::Log(_)) => return None,
             Ok(Handle::File(fd)) => plain::write(&fd, offset, data).and_then(|written| {
                 if let Some(caller) = unprivileged {
-                    plain::kill_privileges(&*fd, caller)?;
+                    kill_privileges(&*fd, caller)?;
                 }
                 Ok(written)
             }),

@@ -9,40 +9,20 @@ use std::sync::Arc;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatVfs,
-    Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-    copy_file_range, fallocate, fstatvfs, ftruncate, getxattr, getxattr_query, linkat, listxattr,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, StatVfs,
+    XattrFlags, copy_file_range, fallocate, fstatvfs, getxattr, getxattr_query, linkat, listxattr,
     listxattr_query, mkdirat, mknodat, openat, readlinkat, removexattr, renameat_with, seek,
-    setxattr, symlinkat, unlinkat, utimensat,
+    setxattr, symlinkat, unlinkat,
 };
 
 use crate::error::{Errno, Result};
-use crate::fs::attr::{Attr, timespec};
+use crate::fs::attr::Attr;
+use crate::fs::change::{SetAttr, change, foreign_set_gid, keep_mode, kill_privileges};
 use crate::fs::credentials::Caller;
 use crate::fs::handle::OpenDir;
 use crate::fs::inode::{Inode, Place, reopen_path};
 use crate::fs::inodes::Inodes;
 use crate::fs::locks::Locks;
-
-/// A time as `utimensat` takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetTime {
-    Now,
-    /// Nanoseconds since the epoch.
-    At(i128),
-}
-
-/// What a `setattr` changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SetAttr {
-    /// Permission bits.
-    pub mode: Option<u32>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub size: Option<u64>,
-    pub atime: Option<SetTime>,
-    pub mtime: Option<SetTime>,
-}
 
 /// The flags of an `open` that mean something to the lower file. Alignment is the lower file
 /// system's affair only where the kernel passes the caller's buffers through, so no `O_DIRECT`.
@@ -368,96 +348,6 @@ pub fn list_xattrs(fd: &impl AsFd, size: usize) -> Result<XattrReply> {
     Ok(XattrReply::Data(names))
 }
 
-/// Changes attributes of the file behind `fd`, which may be `O_PATH`.
-pub fn change(
-    fd: &impl AsFd,
-    handle: Option<&OwnedFd>,
-    set: &SetAttr,
-    caller: Caller,
-) -> Result<()> {
-    if set.uid.is_some() || set.gid.is_some() {
-        if caller.uid != 0 {
-            kill_privileges(fd, caller)?;
-        }
-        let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
-        chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
-    }
-    if let Some(size) = set.size {
-        match handle {
-            Some(handle) => ftruncate(handle, size)?,
-            None => ftruncate(
-                openat(
-                    CWD,
-                    reopen_path(fd),
-                    OFlags::WRONLY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?,
-                size,
-            )?,
-        }
-        if set.mode.is_none() && caller.uid != 0 {
-            kill_privileges(fd, caller)?;
-        }
-    }
-    if let Some(mode) = set.mode {
-        // the mode of a symlink cannot be changed; following /proc to it would change nothing else
-        chmodat(
-            CWD,
-            reopen_path(fd),
-            Mode::from_raw_mode(mode),
-            AtFlags::empty(),
-        )?;
-    }
-    if set.atime.is_some() || set.mtime.is_some() {
-        let times = Timestamps {
-            last_access: time(set.atime),
-            last_modification: time(set.mtime),
-        };
-        utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
-    }
-    Ok(())
-}
-
-/// A changed file is set-uid no more: the daemon's own rights must not spare the bits.
-pub fn kill_privileges(fd: &impl AsFd, caller: Caller) -> Result<()> {
-    keep_mode(fd, |attr| {
-        let set_gid = if attr.mode & libc::S_IXGRP != 0 {
-            libc::S_ISGID
-        } else {
-            foreign_set_gid(attr, caller)
-        };
-        if attr.is_file() {
-            attr.mode & !libc::S_ISUID & !set_gid
-        } else {
-            attr.mode
-        }
-    })
-}
-
-/// The set-gid bit, unless the caller is in the file's group.
-fn foreign_set_gid(attr: &Attr, caller: Caller) -> u32 {
-    if attr.mode & libc::S_ISGID != 0 && !caller.is_in(attr.gid) {
-        libc::S_ISGID
-    } else {
-        0
-    }
-}
-
-/// Leaves a file only the bits of its mode that `kept` names.
-fn keep_mode(fd: &impl AsFd, kept: impl FnOnce(&Attr) -> u32) -> Result<()> {
-    let attr = Attr::of_fd(fd)?;
-    let kept = kept(&attr);
-    if kept != attr.mode {
-        chmodat(
-            CWD,
-            reopen_path(fd),
-            Mode::from_raw_mode(kept & 0o7777),
-            AtFlags::empty(),
-        )?;
-    }
-    Ok(())
-}
-
 /// `pread` until `size` bytes or the end.
 pub fn read(fd: &OwnedFd, offset: u64, size: usize) -> Result<Vec<u8>> {
     let mut data = vec![0; size];
@@ -539,20 +429,6 @@ pub fn copy(
 
 fn passed_on(flags: i32) -> OFlags {
     OFlags::from_bits_retain((flags & PASSED_ON) as u32) | OFlags::CLOEXEC
-}
-
-fn time(set: Option<SetTime>) -> Timespec {
-    match set {
-        None => Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        Some(SetTime::Now) => Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        },
-        Some(SetTime::At(nanos)) => timespec(nanos),
-    }
 }
 
 /// The permission bits of a new file: a directory's default ACL takes the umask's place.

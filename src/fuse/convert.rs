@@ -6,7 +6,7 @@ use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use rustix::fs::{major, makedev, minor};
 
 use crate::fs::attr::{Attr, system_time, unix_nanos};
-use crate::fs::plain::SetTime;
+use crate::fs::change::SetTime;
 
 /// Attributes as the kernel takes them, under the number `ino`.
 pub fn attr(ino: u64, attr: &Attr) -> FileAttr {

@@ -9,8 +9,8 @@ use tracing::info;
 
 use crate::error::{Errno, Result};
 use crate::fs::attr::Attr;
+use crate::fs::change::{SetAttr, change};
 use crate::fs::inode::Place;
-use crate::fs::plain::{self, SetAttr};
 use crate::nodb::Nodb;
 use crate::nodb::controller::Controller;
 use crate::nodb::generation::{Generation, Payload};
@@ -32,7 +32,7 @@ impl Nodb {
         let before = Attr::of_fd(&fd)?;
         step::at(Step::Change)?;
         let _changing = controller.changing();
-        plain::change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
+        change(&fd, None, &SetAttr { size: None, ..*set }, asking.caller)?;
         let attr = Attr::of_fd(&fd)?;
         if let Some(current) = controller
             .current()

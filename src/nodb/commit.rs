@@ -10,8 +10,9 @@ use tracing::{info, warn};
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::Attr;
+use crate::fs::change::SetAttr;
 use crate::fs::inode::Place;
-use crate::fs::plain::{self, SetAttr};
+use crate::fs::plain;
 use crate::nodb::Nodb;
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;

@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use crate::error::{Errno, Error, Result};
 use crate::fs::attr::{Attr, Ident};
+use crate::fs::change::SetAttr;
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::open::writes;
-use crate::fs::plain::SetAttr;
 use crate::nodb::Nodb;
 use crate::nodb::caller;
 use crate::nodb::controller::RETRY;

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use crate::error::{Errno, Result};
 use crate::fs::attr::Attr;
+use crate::fs::change::SetAttr;
 use crate::fs::credentials::Caller;
-use crate::fs::plain::SetAttr;
 use crate::nodb::Nodb;
 use crate::nodb::append::Pending;
 use crate::nodb::controller::Controller;

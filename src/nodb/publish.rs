@@ -15,9 +15,10 @@ use tracing::{error, warn};
 
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::{Attr, timespec};
+use crate::fs::change::{SetAttr, change};
 use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
-use crate::fs::plain::{self, SetAttr, XattrReply, list_xattrs, read_xattr, xattr_names};
+use crate::fs::plain::{self, XattrReply, list_xattrs, read_xattr, xattr_names};
 use crate::nodb::leftovers::temporary_name;
 use crate::step::{self, Step};
 
@@ -185,7 +186,7 @@ impl Candidate {
     pub fn finish(&mut self, set: &SetAttr, base: Option<&Attr>, caller: Caller) -> Result<()> {
         if !set.is_empty() {
             self.touched();
-            plain::change(&self.fd, None, &SetAttr { size: None, ..*set }, caller)?;
+            change(&self.fd, None, &SetAttr { size: None, ..*set }, caller)?;
         }
         if let Some(base) = base {
             step::at(Step::SetTime)?;

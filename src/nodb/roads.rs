@@ -10,8 +10,9 @@ use tracing::warn;
 
 use crate::error::{Errno, Error, InStep, Result};
 use crate::fs::attr::Attr;
+use crate::fs::change::SetAttr;
 use crate::fs::inode::{Place, reopen_path};
-use crate::fs::plain::{self, SetAttr};
+use crate::fs::plain;
 use crate::nodb::Nodb;
 use crate::nodb::caller;
 use crate::nodb::commit::{Job, lock_of};

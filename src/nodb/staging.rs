@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::fs::attr::{Attr, Ident, unix_nanos};
-use crate::fs::plain::{SetAttr, SetTime};
+use crate::fs::change::{SetAttr, SetTime};
 use crate::nodb::controller::Controller;
 use crate::nodb::generation::window;
 use crate::nodb::lock::Leases;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::fs::plain::SetAttr;
+use crate::fs::change::SetAttr;
 use crate::nodb::Nodb;
 use crate::nodb::caller;
 use crate::nodb::commit::Job;
