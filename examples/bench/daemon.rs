@@ -67,10 +67,10 @@ impl Daemon {
         })
     }
 
-    /// The bare file system of [`crate::bare`] with `file` in it.
-    pub fn bare(file: &Path, mountpoint: PathBuf) -> Result<Self> {
+    /// The bare file system of [`crate::bare`], with what is in `source` now.
+    pub fn bare(source: &Path, mountpoint: PathBuf) -> Result<Self> {
         let mut command = Command::new(env::current_exe()?);
-        command.arg("--serve-bare").args([file, &mountpoint]);
+        command.arg("--serve-bare").args([source, &mountpoint]);
         let mounted = mountpoint.clone();
         Self::start(command, mountpoint, || is_fuse(&mounted))
     }

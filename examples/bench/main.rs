@@ -72,7 +72,7 @@ struct Args {
     /// More options of `nodbfs mount`, such as --mount-option=--log-level=trace
     #[arg(long, value_name = "OPTION")]
     mount_option: Vec<String>,
-    /// Serve this file through the bare FUSE file system, at this mount point
+    /// Serve this directory through the bare FUSE file system, at this mount point
     #[arg(long, hide = true, num_args = 2)]
     serve_bare: Option<Vec<PathBuf>>,
 }
@@ -85,8 +85,8 @@ const CONTROLLER: &str = "watershed.nodb";
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some([file, mountpoint]) = args.serve_bare.as_deref() {
-        return bare::serve(file, mountpoint);
+    if let Some([source, mountpoint]) = args.serve_bare.as_deref() {
+        return bare::serve(source, mountpoint);
     }
     if args.pin {
         let mut one = CpuSet::new();
@@ -191,8 +191,8 @@ impl Bench {
             fs::write(dir.join(CONTROLLER), &document)?;
         }
         let server = RedisServer::start();
-        let bare = Daemon::bare(&native.join(CONTROLLER), work.join("mnt-bare"))?;
-        let twin = Daemon::bare(&native.join(CONTROLLER), work.join("mnt-twin"))?;
+        let bare = Daemon::bare(&native, work.join("mnt-bare"))?;
+        let twin = Daemon::bare(&native, work.join("mnt-twin"))?;
         let embedded = Daemon::nodbfs(&source, work.join("mnt-embedded"), options)?;
         let with_redis = [options, &["--redis".to_owned(), server.unix_url()]].concat();
         let redis = Daemon::nodbfs(&shared, work.join("mnt-redis"), &with_redis)?;

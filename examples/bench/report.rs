@@ -37,7 +37,7 @@ pub struct Measured {
     best_seen: Option<f64>,
     /// The median time of the first candidate.
     seconds: f64,
-    /// Of each candidate's time to the first one's in the same round: quartiles.
+    /// Of each candidate's time to the first one's in the same round: quartiles. NaN: it cannot do it.
     ratios: Vec<[f64; 3]>,
 }
 
@@ -95,7 +95,10 @@ impl Report {
         print!("| {name} | {} | {native} |", best.unwrap_or_default());
         row.ratios[1..]
             .iter()
-            .for_each(|[_, median, _]| print!(" {median:.2} |"));
+            .for_each(|[_, median, _]| match median.is_nan() {
+                true => print!(" – |"),
+                false => print!(" {median:.2} |"),
+            });
         println!();
         self.rows.push(row);
     }
@@ -137,7 +140,9 @@ impl Report {
             } else {
                 Palette99::pick(at - 1).to_rgba()
             };
-            chart.draw_series(self.rows.iter().enumerate().map(|(row, measured)| {
+            let all = self.rows.iter().enumerate();
+            let measured = all.filter(|(_, measured)| !measured.ratios[at][1].is_nan());
+            chart.draw_series(measured.map(|(row, measured)| {
                 let y = SegmentValue::CenterOf(last - row);
                 Circle::new(
                     (measured.ratios[at][1].clamp(0.5, 100.0), y),

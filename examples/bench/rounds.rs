@@ -64,11 +64,11 @@ impl Rounds {
         Self::new((self.count / part).max(3), self.interrupted.clone())
     }
 
-    /// The times of `count` things, measured in turn.
+    /// The times of `count` things, measured in turn; none of what cannot be measured.
     pub fn times(
         &self,
         count: usize,
-        mut measure: impl FnMut(usize) -> Result<Duration>,
+        mut measure: impl FnMut(usize) -> Result<Option<Duration>>,
     ) -> Result<Vec<Vec<Duration>>> {
         let mut times = vec![Vec::new(); count];
         // the first round warms everything up and is not counted
@@ -77,7 +77,7 @@ impl Rounds {
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
                 let time = measure(at)?;
                 if round > 0 {
-                    times.push(time);
+                    times.extend(time);
                 }
             }
         }
@@ -91,7 +91,7 @@ impl Rounds {
         mut subjects: Vec<Subject<'_>>,
         ratios: &[Ratio],
     ) -> Result<()> {
-        let times = self.times(subjects.len(), |at| (subjects[at].measure)())?;
+        let times = self.times(subjects.len(), |at| (subjects[at].measure)().map(Some))?;
         let times: Vec<Vec<f64>> = times
             .iter()
             .map(|one| one.iter().map(Duration::as_secs_f64).collect())

@@ -37,6 +37,8 @@ pub struct Workload {
     pub before: Before,
     /// Seconds and not milliseconds: fewer rounds will do.
     pub long: bool,
+    /// It reads nothing but small files.
+    pub in_memory: bool,
     /// Does it once on the tree at the path, and says how long it took.
     pub run: fn(&Path, &Shape) -> Result<Duration>,
 }
@@ -51,6 +53,7 @@ const fn row(
         best_seen: Some(best_seen),
         before: Before::Nothing,
         long: false,
+        in_memory: true,
         run,
     }
 }
@@ -72,6 +75,13 @@ impl Workload {
 
     const fn long(self) -> Self {
         Self { long: true, ..self }
+    }
+
+    const fn on_disk(self) -> Self {
+        Self {
+            in_memory: false,
+            ..self
+        }
     }
 }
 
@@ -104,16 +114,21 @@ pub const ALL: [Workload; 22] = [
     row("ls -l of 5,000 files, hot", 0.75, list).hot(),
     row("walk of 20,000 files, cold", 2.4, walk).cold(),
     row("walk of 20,000 files, hot", 0.9, walk).hot(),
-    row("1 GB: read by 128 kB", 1.0, read_on).long(),
-    row("1 GB: read by mmap", 1.0, read_mapped).long(),
-    row("1 GB: read 4 kB at random", 1.0, read_at_random).long(),
-    row("512 MB: written by 128 kB", 1.1, write_on).long(),
+    row("1 GB: read by 128 kB", 1.0, read_on).long().on_disk(),
+    row("1 GB: read by mmap", 1.0, read_mapped).long().on_disk(),
+    row("1 GB: read 4 kB at random", 1.0, read_at_random)
+        .long()
+        .on_disk(),
+    row("512 MB: written by 128 kB", 1.1, write_on)
+        .long()
+        .on_disk(),
     row(
         "5,000 small files: create, write, close, unlink",
         3.9,
         churn,
-    ),
-    row("500 times: write, fsync, rename over", 1.0, replace).long(),
+    )
+    .on_disk(),
+    row("500 times: write, fsync, rename over", 1.0, replace).on_disk(),
     row("tar of 20,000 files", 4.0, tar).long(),
     row("zip -r of 20,000 files", 1.3, zip).long(),
     Workload {
