@@ -17,6 +17,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use bindfs::Bindfs;
 use common::command::nodbfs;
@@ -119,6 +120,43 @@ fn a_mount_says_how_it_is_and_what_it_did() {
         .find(|line| line.starts_with(site.mount.path().to_str().unwrap()));
     assert!(own.is_some_and(|line| line.contains("serving")), "{table}");
     writer.write_all(b" ").unwrap();
+}
+
+/// What the kernel remembers of names and attributes ends with `--plain-ttl`: then a walk asks for a new listing, which
+/// comes with them, and not for each name.
+#[test]
+fn a_walk_after_a_while_asks_by_the_directory_and_not_by_the_name() {
+    let site = Site::new(&["--plain-ttl", "1s"]);
+    let many = site.at("many");
+    fs::create_dir(&many).unwrap();
+    for name in 0..100 {
+        fs::write(many.join(name.to_string()), "97.5\n").unwrap();
+    }
+    let walk = || {
+        let files = fs::read_dir(&many).unwrap();
+        assert_eq!(
+            files
+                .map(|file| file.unwrap().metadata().unwrap().len())
+                .sum::<u64>(),
+            500
+        );
+    };
+    let lookups = || {
+        line(&status(&many), "operations", "lookup")["count"]
+            .as_u64()
+            .unwrap()
+    };
+    // a directory that changed just now is listed anew anyway
+    thread::sleep(Duration::from_millis(100));
+    walk();
+    let by_the_directory = || {
+        thread::sleep(Duration::from_millis(1100));
+        let before = lookups();
+        walk();
+        lookups() < before + 50
+    };
+    // one that takes longer than a second must ask by the name after all
+    assert!((0..5).any(|_| by_the_directory()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -67,8 +68,8 @@ pub struct InUse {
     /// A descriptor from the time of the last name: whoever has the file open, or stands in the
     /// directory, may go on asking for it until the kernel forgets it.
     nameless: Option<Arc<OwnedFd>>,
-    /// The mtime of a directory when the kernel last listed it; 0: it may have changed since.
-    listed: i128,
+    /// The mtime of a directory whose listing the kernel keeps, and since when it does. None: it may have changed since.
+    listed: Option<(i128, Instant)>,
     /// The pages that the kernel has.
     pub kept: Kept,
     /// Somebody has locked ranges of it: such a lock ends with a `close`, so from then on each is told.
@@ -201,11 +202,18 @@ impl Inode {
         })
     }
 
-    /// The directory, last changed at `mtime`, is about to be listed; `true`: it is as it was at
-    /// the last listing. `None`: it changed just now, and a listing of it is soon out of date.
-    pub fn listed(&self, mtime: Option<i128>) -> bool {
-        let mtime = mtime.unwrap_or(0);
-        std::mem::replace(&mut self.in_use().listed, mtime) == mtime && mtime != 0
+    /// The directory, last changed at `mtime`, is about to be listed; `true`: the kernel is to keep the listing that it
+    /// has. `None`: it changed just now, and a listing of it is soon out of date.
+    ///
+    /// The attributes that came with a listing hold for `ttl`. After that a new one costs less than asking for each.
+    pub fn listed(&self, mtime: Option<i128>, ttl: Duration) -> bool {
+        let listed = &mut self.in_use().listed;
+        let keep = listed
+            .is_some_and(|(of, at)| Some(of) == mtime && (ttl.is_zero() || at.elapsed() < ttl));
+        if !keep {
+            *listed = mtime.map(|mtime| (mtime, Instant::now()));
+        }
+        keep
     }
 
     /// Whether somebody has locked ranges of it since the kernel came to know it.

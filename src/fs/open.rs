@@ -224,7 +224,7 @@ impl Fs {
         let dir = self.plain.opendir(&inode)?;
         let changed = dir.attr()?.mtime;
         let settled = unix_nanos(SystemTime::now()) - changed > GRAIN;
-        let keep = inode.listed(settled.then_some(changed));
+        let keep = inode.listed(settled.then_some(changed), self.plain_ttl);
         let handle = self.handles.add(Handle::Dir(Arc::new(dir)), false);
         Ok(Open {
             handle,
