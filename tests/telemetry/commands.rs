@@ -1,9 +1,9 @@
 //! `nodbfs log`, `publish` and `log-level`.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -25,6 +25,36 @@ fn nodbfs(args: &[&str], paths: &[&Path]) -> Output {
 fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// `nodbfs log -f`; killed on drop.
+struct Follower {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Follower {
+    fn start(args: &[&str], path: &Path) -> Self {
+        let mut child = command(&[&["log", "-f"], args].concat(), &[path])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Reads on to a line of which this holds.
+    fn until(&mut self, holds: impl Fn(&str) -> bool) {
+        assert!(self.lines.any(|line| holds(&line.unwrap())), "it ended");
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // it may be gone already, which is as good
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
@@ -63,14 +93,8 @@ fn log_shows_what_the_virtual_log_shows_and_a_run_all_its_controllers() {
 fn log_follows_a_run_with_all_its_controllers() {
     let run = Run::new(Kind::Redis);
     await_followed(&run, "wepp");
-    let mut follower = command(&["log", "-f"], &[run.mount.path()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(follower.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let mut await_words = |words: &str| lines.find(|line| line.contains(words)).unwrap();
+    let mut follower = Follower::start(&[], run.mount.path());
+    let mut await_words = |words: &str| follower.until(|line| line.contains(words));
     await_words("following the status channel");
     save(&run, "soils", 1);
     await_words("soils: committed");
@@ -83,8 +107,6 @@ fn log_follows_a_run_with_all_its_controllers() {
     stdout(&published);
     await_words("text=from a command");
     assert!(text(&run.on_disk("wepp.log")).ends_with(".wepp: from a command\n"));
-    follower.kill().unwrap();
-    follower.wait().unwrap();
 }
 
 #[test]
@@ -152,15 +174,8 @@ fn what_can_be_known_without_a_mount_is_shown() {
         "{line}"
     );
     assert_eq!(stdout(&nodbfs(&["log"], &[&file])), line);
-    let follow = [&["log", "-f"], &on_redis[..]].concat();
-    let mut follower = command(&follow, &[source.path()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(follower.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    assert!(lines.any(|line| line.ends_with("wepp: hello")));
+    let mut follower = Follower::start(&on_redis, source.path());
+    follower.until(|line| line.ends_with("wepp: hello"));
     let subscribed = || {
         let count = run.redis().cmd(&["PUBSUB", "NUMPAT"]);
         ::redis::from_redis_value::<u64>(count).unwrap() > 0
@@ -168,9 +183,7 @@ fn what_can_be_known_without_a_mount_is_shown() {
     super::eventually("the run is followed", subscribed);
     run.redis()
         .cmd(&["PUBLISH", &format!("{runid}:wepp"), "from elsewhere"]);
-    assert!(lines.any(|line| line.ends_with("text=from elsewhere")));
-    follower.kill().unwrap();
-    follower.wait().unwrap();
+    follower.until(|line| line.ends_with("text=from elsewhere"));
 }
 
 #[test]
