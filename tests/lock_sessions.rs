@@ -141,7 +141,9 @@ fn sessions_whose_leader_is_out_of_sight_are_told_apart() {
     let mut one = Shell::in_new_namespace(dir.path());
     one.ok("grep -P '^NSsid:\t0$' /proc/self/status");
     let nodbfs = env!("CARGO_BIN_EXE_nodbfs");
-    one.ok(&format!("{nodbfs} mount --lock-wait 0s run run && cd run"));
+    one.ok(&format!(
+        "{nodbfs} mount --state-dir $PWD/state --lock-wait 0s run run && cd run"
+    ));
     let enter = |of| {
         let mut shell = Shell::entering(of, dir.path());
         shell.ok("cd run && grep -P '^NSsid:\t0$' /proc/self/status");
@@ -150,7 +152,7 @@ fn sessions_whose_leader_is_out_of_sight_are_told_apart() {
     let (mut two, mut three) = (enter(&one), enter(&one));
     for (lock, unlock) in [
         ("touch wepp.nodb.lock", "rm wepp.nodb.lock"),
-        ("exec 3<wepp.nodb && flock 3", "exec 3<&-"),
+        ("exec 3<wepp.nodb && flock 3", "flock -u 3 && exec 3<&-"),
     ] {
         two.ok(lock);
         two.ok(&save(1));

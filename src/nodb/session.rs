@@ -8,7 +8,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// How far up a caller's ancestors are looked for: deeper trees than people build.
-const GENERATIONS: usize = 64;
+const GENERATIONS: usize = 1024;
 
 /// The number the kernel gives for a session whose leader lives outside the daemon's pid namespace.
 const OUTSIDE: u32 = 0;
@@ -30,6 +30,7 @@ enum Bounds {
     Number,
     /// The leader lives outside the daemon's pid namespace, as when a container is entered from its host. All such
     /// sessions have the number 0, so one is told by its outermost process in sight, ends with that and has its number.
+    /// What outlives its parent belongs to whoever adopts it: nothing says where it came from.
     Outermost,
 }
 
@@ -130,10 +131,11 @@ fn lineage(tid: u32) -> impl Iterator<Item = Process> {
 
 /// The first of the processes from which the thread `tid` has a session whose leader is out of sight.
 fn outermost(tid: u32) -> Option<u32> {
-    let outside = lineage(tid).filter(|process| process.session == OUTSIDE);
-    let outermost = outside.last()?;
-    // a session is inherited, so theirs is one
-    let first = Process::read(outermost.parent).filter(|parent| parent.session == OUTSIDE);
+    let is_outside = |process: &Process| process.session == OUTSIDE;
+    let outside = lineage(tid).skip_while(|process| !is_outside(process));
+    let outermost = outside.take_while(is_outside).last()?;
+    // a session is inherited from the parent
+    let first = Process::read(outermost.parent).filter(|parent| is_outside(parent));
     Some(first.unwrap_or(outermost).pid)
 }
 

@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use super::redis::without_settings;
+
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// No line takes so long: only a failure waits for it.
@@ -25,7 +27,7 @@ pub struct Said {
     pub text: String,
 }
 
-/// `setsid bash`; it and what it started are killed on drop.
+/// `bash` in a session of its own; it and what it started are killed on drop.
 pub struct Shell {
     child: Child,
     lines: ChildStdin,
@@ -49,6 +51,9 @@ impl Shell {
     pub fn in_new_namespace(dir: &Path) -> Self {
         let mut command = Command::new("unshare");
         command.process_group(0);
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
         Self::start(command, dir)
     }
@@ -60,6 +65,9 @@ impl Shell {
         let first = first.expect("it lives and its children are told");
         let mut command = Command::new("nsenter");
         command.process_group(0);
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--preserve-credentials"]);
+        }
         command.args(["--pid", "--mount", "--target", first.trim()]);
         let mut shell = Self::start(command, dir);
         // nsenter starts at the root
@@ -68,6 +76,7 @@ impl Shell {
     }
 
     fn start(mut command: Command, dir: &Path) -> Self {
+        without_settings(&mut command);
         let mut child = command
             .args(["bash", "--norc"])
             .env("LC_ALL", "C")
@@ -92,7 +101,7 @@ impl Shell {
         shell
     }
 
-    /// The shell's process, which is its session, too.
+    /// The shell's process, which is its session, too; where namespaces are made or entered, the one that does that.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
