@@ -150,7 +150,7 @@ impl Report {
                     colour.filled(),
                 )
             }))?;
-            let x = 330 + at as i32 * 105;
+            let x = 330 + at as i32 * 95;
             legend.draw(&Circle::new((x, 22), 5, colour.filled()))?;
             legend.draw(&Text::new(name.clone(), (x + 9, 16), ("sans-serif", 13)))?;
         }
