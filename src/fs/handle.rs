@@ -134,7 +134,9 @@ impl OpenDir {
         seek(&self.fd, SeekFrom::Start(offset))?;
         let mut buffer = Vec::with_capacity(LISTING);
         let mut names = RawDir::new(&self.fd, buffer.spare_capacity_mut());
+        let mut ended = true;
         while let Some(entry) = names.next() {
+            ended = false;
             let entry = entry?;
             // not every file system says it, and the kernel's reply has no room for not knowing
             let file_type = match entry.file_type() {
@@ -151,6 +153,9 @@ impl OpenDir {
             if !more {
                 break;
             }
+        }
+        if ended {
+            self.inode.was_listed();
         }
         Ok(())
     }

@@ -68,12 +68,22 @@ pub struct InUse {
     /// A descriptor from the time of the last name: whoever has the file open, or stands in the
     /// directory, may go on asking for it until the kernel forgets it.
     nameless: Option<Arc<OwnedFd>>,
-    /// The mtime of a directory whose listing the kernel keeps, and since when it does. None: it may have changed since.
-    listed: Option<(i128, Instant)>,
+    /// The listing that the kernel keeps of a directory. None: that may have changed since.
+    listed: Option<Listed>,
     /// The pages that the kernel has.
     pub kept: Kept,
     /// Somebody has locked ranges of it: such a lock ends with a `close`, so from then on each is told.
     locked_in_ranges: bool,
+}
+
+/// The kernel's listing of a directory.
+#[derive(Debug)]
+struct Listed {
+    /// The directory's, when the listing began.
+    mtime: i128,
+    since: Instant,
+    /// Somebody has read it to its end.
+    whole: bool,
 }
 
 /// An open handle's, and whether it allows a writable shared mapping.
@@ -205,15 +215,29 @@ impl Inode {
     /// The directory, last changed at `mtime`, is about to be listed; `true`: the kernel is to keep the listing that it
     /// has. `None`: it changed just now, and a listing of it is soon out of date.
     ///
-    /// The attributes that came with a listing hold for `ttl`. After that a new one costs less than asking for each.
-    pub fn listed(&self, mtime: Option<i128>, ttl: Duration) -> bool {
+    /// The attributes that came with a listing hold for `ttl`, if they do at all. After that a new one costs less than
+    /// asking for each. But a part of a listing, once dropped, the kernel never completes.
+    pub fn is_listed(&self, mtime: Option<i128>, ttl: Duration) -> bool {
         let listed = &mut self.in_use().listed;
-        let keep = listed
-            .is_some_and(|(of, at)| Some(of) == mtime && (ttl.is_zero() || at.elapsed() < ttl));
+        let keep = listed.as_ref().is_some_and(|listed| {
+            let holds = ttl.is_zero() || listed.since.elapsed() < ttl;
+            Some(listed.mtime) == mtime && (holds || !listed.whole)
+        });
         if !keep {
-            *listed = mtime.map(|mtime| (mtime, Instant::now()));
+            *listed = mtime.map(|mtime| Listed {
+                mtime,
+                since: Instant::now(),
+                whole: false,
+            });
         }
         keep
+    }
+
+    /// A directory was read to its end.
+    pub fn was_listed(&self) {
+        if let Some(listed) = &mut self.in_use().listed {
+            listed.whole = true;
+        }
     }
 
     /// Whether somebody has locked ranges of it since the kernel came to know it.

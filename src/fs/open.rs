@@ -4,8 +4,10 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustix::fd::OwnedFd;
+
 use crate::error::{Error, Result};
-use crate::fs::attr::unix_nanos;
+use crate::fs::attr::{Attr, unix_nanos};
 use crate::fs::credentials::Caller;
 use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
@@ -95,17 +97,26 @@ impl Fs {
             // writes through a shared mapping change its times, of which the kernel's FUSE client does not hear
             self.nodb.kernel().attributes_changed(inode.id);
         }
-        let (writes, local) = (writes(flags), self.plain.inodes.is_local(&inode.ident));
+        Ok(self.plain_opened(inode, &attr, fd, writes(flags)))
+    }
+
+    fn plain_opened(
+        &self,
+        inode: &Arc<Inode>,
+        attr: &Attr,
+        fd: Arc<OwnedFd>,
+        writes: bool,
+    ) -> Open {
+        let local = self.plain.inodes.is_local(&inode.ident);
         let flush = inode.is_locked_in_ranges() || writes && !local && !is_local(&*fd);
-        let opened = Opened::Plain {
-            flush,
-            fd: fd.clone(),
-            treat: Treat::new(inode, &attr, writes, local),
-        };
-        Ok(Open {
-            handle: self.handles.add(Handle::File(fd), flush),
-            opened,
-        })
+        Open {
+            handle: self.handles.add(Handle::File(fd.clone()), flush),
+            opened: Opened::Plain {
+                flush,
+                fd,
+                treat: Treat::new(inode, attr, writes, local),
+            },
+        }
     }
 
     fn find_generation(&self, generation: &Generation, flags: i32, caller: Caller) -> Result<Way> {
@@ -202,20 +213,8 @@ impl Fs {
             );
         }
         let (inode, attr, fd) = self.plain.create(&place, mode, umask, flags, caller)?;
-        let local = self.plain.inodes.is_local(&inode.ident);
-        let flush = inode.is_locked_in_ranges() || !local && !is_local(&*fd);
-        let opened = Opened::Plain {
-            flush,
-            fd: fd.clone(),
-            treat: Treat::new(&inode, &attr, true, local),
-        };
-        Ok((
-            self.plain_entry(name, &inode, attr),
-            Open {
-                handle: self.handles.add(Handle::File(fd), flush),
-                opened,
-            },
-        ))
+        let open = self.plain_opened(&inode, &attr, fd, true);
+        Ok((self.plain_entry(name, &inode, attr), open))
     }
 
     /// Opens a directory.
@@ -224,7 +223,7 @@ impl Fs {
         let dir = self.plain.opendir(&inode)?;
         let changed = dir.attr()?.mtime;
         let settled = unix_nanos(SystemTime::now()) - changed > GRAIN;
-        let keep = inode.listed(settled.then_some(changed), self.plain_ttl);
+        let keep = inode.is_listed(settled.then_some(changed), self.plain_ttl);
         let handle = self.handles.add(Handle::Dir(Arc::new(dir)), false);
         Ok(Open {
             handle,

@@ -95,18 +95,10 @@ impl Plain {
     ) -> Result<(Arc<Inode>, Attr)> {
         let dir = self.inodes.fd(&place.dir)?;
         let permissions = masked(&dir, mode, umask);
-        let made = {
-            let _as_caller = caller.assume();
-            mknodat(
-                &*dir,
-                &place.name,
-                FileType::from_raw_mode(mode),
-                permissions,
-                rdev,
-            )
-        };
-        made?;
-        self.lookup(place)
+        let kind = FileType::from_raw_mode(mode);
+        self.make(place, caller, || {
+            mknodat(&*dir, &place.name, kind, permissions, rdev)
+        })
     }
 
     /// `mkdir`; the directory belongs to the caller.
@@ -119,12 +111,7 @@ impl Plain {
     ) -> Result<(Arc<Inode>, Attr)> {
         let dir = self.inodes.fd(&place.dir)?;
         let permissions = masked(&dir, mode, umask);
-        let made = {
-            let _as_caller = caller.assume();
-            mkdirat(&*dir, &place.name, permissions)
-        };
-        made?;
-        self.lookup(place)
+        self.make(place, caller, || mkdirat(&*dir, &place.name, permissions))
     }
 
     /// `symlink`; the link belongs to the caller.
@@ -135,9 +122,19 @@ impl Plain {
         caller: Caller,
     ) -> Result<(Arc<Inode>, Attr)> {
         let dir = self.inodes.fd(&place.dir)?;
+        self.make(place, caller, || symlinkat(target, &*dir, &place.name))
+    }
+
+    /// Something new at `place`, which belongs to the caller.
+    fn make(
+        &self,
+        place: &Place,
+        caller: Caller,
+        make: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> Result<(Arc<Inode>, Attr)> {
         let made = {
             let _as_caller = caller.assume();
-            symlinkat(target, &*dir, &place.name)
+            make()
         };
         made?;
         self.lookup(place)
