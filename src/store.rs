@@ -266,8 +266,11 @@ pub trait Status: Send + Sync {
     fn publish(&self, channel: &str, message: &str) -> Result<(), StoreError>;
     /// From now on `news` is told of the runs that are followed.
     fn listen(&self, _news: Weak<dyn News>) {}
-    /// The channels and the log level of a run are to be told. Returns at once and needs no connection.
-    fn follow(&self, _runid: &str) {}
+    /// The channels and the log level of a run are to be told. Returns at once and needs no connection. `true`: they are
+    /// from now on; else [`News::following`] says when.
+    fn follow(&self, _runid: &str) -> bool {
+        false
+    }
     /// They need not be told any more.
     fn unfollow(&self, _runid: &str) {}
     /// The log level of a run as it is set, whatever it is (PROTOCOL.md 2).

@@ -44,6 +44,12 @@ impl Telemetry {
         self.journals.add(of, line::line(of, level, &message));
     }
 
+    /// A controller was touched: its run is followed from now on, and its journal is there to say so. Waits for nothing.
+    pub fn touch(&self, name: &LockName) {
+        self.journals.of(name);
+        self.runs.follow(&name.runid);
+    }
+
     /// What happened to whom.
     pub fn journals(&self) -> &Journals {
         &self.journals

@@ -60,7 +60,7 @@ impl Wanted {
             |_, _| Ok(()),
             |named| {
                 let name = nodb.name_from_disk(&named.controller)?;
-                nodb.telemetry.runs().follow(&name.runid);
+                nodb.telemetry.touch(&name);
                 nodb.tell_hits(&named.controller, &name);
                 if is_run && !name.relpath.contains('/') {
                     wanted.runs.insert(name.runid.clone());

@@ -122,7 +122,7 @@ impl Nodb {
     ) -> Result<Arc<LogFile>> {
         // looking a name up never waits for the store
         let name = self.name_from_disk(controller)?;
-        self.telemetry.runs().follow(&name.runid);
+        self.telemetry.touch(&name);
         self.tell_hits(controller, &name);
         let view = View::new(self.telemetry.journals().of(&name));
         let mut files = controller.log_files();

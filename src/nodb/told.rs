@@ -31,7 +31,7 @@ impl Nodb {
         if controller.name().as_ref() != Some(name) {
             controller.set_name(name.clone());
         }
-        self.telemetry.runs().follow(&name.runid);
+        self.telemetry.touch(name);
     }
 
     /// As [`Nodb::identified`], if nobody has asked yet.

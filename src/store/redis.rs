@@ -337,8 +337,9 @@ impl Status for Redis {
         self.subscriber.listen(news);
     }
 
-    fn follow(&self, runid: &str) {
+    fn follow(&self, runid: &str) -> bool {
         self.subscriber.follow(runid);
+        false
     }
 
     fn unfollow(&self, runid: &str) {

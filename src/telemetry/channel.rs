@@ -77,7 +77,9 @@ impl Runs {
         if let Some((left, _)) = left {
             store.unfollow(&left);
         }
-        store.follow(runid);
+        if store.follow(runid) {
+            self.change(runid, |run| run.following = true);
+        }
     }
 
     /// Waits until messages of a run that was touched arrive; `false`: they still do not.
@@ -228,12 +230,15 @@ mod tests {
         (telemetry, store)
     }
 
-    fn text(telemetry: &Telemetry, relpath: &str) -> String {
-        let name = LockName {
+    fn name(relpath: &str) -> LockName {
+        LockName {
             runid: "run".into(),
             relpath: relpath.into(),
-        };
-        let (bytes, _) = telemetry.journals.of(&name).read(0, usize::MAX);
+        }
+    }
+
+    fn text(telemetry: &Telemetry, relpath: &str) -> String {
+        let (bytes, _) = telemetry.journals.of(&name(relpath)).read(0, usize::MAX);
         String::from_utf8(bytes).unwrap()
     }
 
@@ -245,10 +250,7 @@ mod tests {
         assert!(telemetry.runs.await_following("run", Duration::ZERO));
         assert!(!telemetry.runs.await_following("other", Duration::ZERO));
         let scenario = "_pups/omni/scenarios/low/wepp.nodb";
-        telemetry.journals.of(&LockName {
-            runid: "run".into(),
-            relpath: scenario.into(),
-        });
+        telemetry.journals.of(&name(scenario));
         store.publish("run:wepp", "hello").unwrap();
         store
             .publish("run:omni", "rq:1 TRIGGER   omni ON_INIT_FINISH")
@@ -269,14 +271,21 @@ mod tests {
         }
     }
 
+    /// However soon messages arrive: here before anything else is known of the controller.
+    #[test]
+    fn whoever_touches_a_run_first_is_told_that_it_is_followed() {
+        let (telemetry, _store) = connected();
+        telemetry.touch(&name("wepp.nodb"));
+        telemetry.following("run", true);
+        let wepp = text(&telemetry, "wepp.nodb");
+        assert!(wepp.contains("following the status channel"), "{wepp}");
+    }
+
     #[test]
     fn the_level_of_a_run_decides_what_is_written() {
         let (telemetry, store) = connected();
         telemetry.runs.follow("run");
-        let name = LockName {
-            runid: "run".into(),
-            relpath: "wepp.nodb".into(),
-        };
+        let name = name("wepp.nodb");
         let note = |size| telemetry.note(&name, &Event::Changed { size });
         note(1);
         store.set_level("run", Some("30")).unwrap();
