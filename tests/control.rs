@@ -56,8 +56,20 @@ fn name(at: &Path) -> String {
     format!("nodbfs-control-{major}:{minor}")
 }
 
-fn connect(name: &str) -> UnixStream {
-    UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap()
+/// A conversation with the daemon of the process `pid`. The mount before had the same device number, perhaps, and its
+/// daemon the name for a little longer.
+fn connect(name: &str, pid: u32) -> UnixStream {
+    let mut own = None;
+    eventually("its daemon has the name", || {
+        let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).unwrap());
+        let is_own = |stream: &UnixStream| {
+            let peer = rustix::net::sockopt::socket_peercred(stream).unwrap();
+            peer.pid.as_raw_nonzero().get() as u32 == pid
+        };
+        own = stream.ok().filter(is_own);
+        own.is_some()
+    });
+    own.unwrap()
 }
 
 #[test]
@@ -312,6 +324,7 @@ fn only_the_daemons_user_and_root_may_ask() {
         return;
     }
     let site = Site::new(&["--allow-other"]);
+    assert_eq!(status(site.mount.path())["status"]["pid"], site.mount.pid());
     let ask = format!(
         "import socket\n\
          s = socket.socket(socket.AF_UNIX)\n\
@@ -342,7 +355,7 @@ fn what_is_no_question_is_answered_and_harms_nobody() {
     let site = Site::new(&[]);
     let name = name(site.mount.path());
     let answer = |sent: &[u8]| {
-        let mut stream = connect(&name);
+        let mut stream = connect(&name, site.mount.pid());
         stream.write_all(sent).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut said = String::new();
@@ -386,10 +399,13 @@ fn what_is_no_question_is_answered_and_harms_nobody() {
 fn too_many_conversations_are_refused_until_one_ends() {
     let site = Site::new(&[]);
     let name = name(site.mount.path());
-    let mut open: Vec<_> = (0..64).map(|_| connect(&name)).collect();
+    let pid = site.mount.pid();
+    let mut open: Vec<_> = (0..64).map(|_| connect(&name, pid)).collect();
     let one_more = within("an answer", move || {
         let mut said = String::new();
-        BufReader::new(connect(&name)).read_line(&mut said).unwrap();
+        BufReader::new(connect(&name, pid))
+            .read_line(&mut said)
+            .unwrap();
         said
     });
     assert!(one_more.contains("64 conversations"), "{one_more}");
