@@ -18,7 +18,7 @@ use std::thread;
 
 use common::mount::Mount;
 use loop_disk::{Disk, run};
-use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::fs::{XattrFlags, getxattr, setxattr, syncfs};
 use site::{document, eventually, listing, save};
 use tracer::{Tracer, is_root};
 
@@ -109,6 +109,8 @@ fn a_disk_full_to_the_last_blocks_is_enospc_or_enough() {
             assert_no_leftover(disk.path());
             fs::remove_file(&filler).unwrap();
             let _ = fs::remove_file(&draft);
+            // the blocks are free when the journal says so
+            syncfs(File::open(disk.path()).unwrap()).unwrap();
         }
     }
     println!("{refused} refused, {saved} saved");
