@@ -1,6 +1,7 @@
 //! The adapter: decodes what the kernel asks, calls one function of [`crate::fs`], replies. Only
 //! this file, its children and the life of the mount name `fuser`.
 
+mod capabilities;
 mod convert;
 mod lock;
 mod notify;
@@ -17,10 +18,10 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::counters::{Op, Timed, time};
@@ -35,9 +36,6 @@ use crate::node::touches_the_store;
 pub use notify::Notices;
 use passthrough::Passthrough;
 use threads::Threads;
-
-/// The largest write the kernel sends at once, in bytes: what its page limit allows.
-const MAX_WRITE: u32 = 1 << 20;
 
 /// The file system as `fuser` sees it.
 #[derive(Debug)]
@@ -99,45 +97,8 @@ fn caller(request: &Request) -> Caller {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            // a writer's O_TRUNC must not truncate the pages of the generation it opens
-            (true, InitFlags::FUSE_ATOMIC_O_TRUNC),
-            (true, InitFlags::FUSE_AUTO_INVAL_DATA),
-            (
-                true,
-                InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
-            ),
-            (true, InitFlags::FUSE_PARALLEL_DIROPS),
-            (true, InitFlags::FUSE_ASYNC_DIO),
-            // a node that the kernel has forgotten cannot be found again by its number: better no file
-            // handles than ones that go stale
-            (true, InitFlags::FUSE_NO_EXPORT_SUPPORT),
-            // the umask gives way to a directory's default ACL, which the daemon can see
-            (true, InitFlags::FUSE_DONT_MASK),
-            // measured: without it the kernel asks for security.capability before every write
-            (true, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
-            // locks are the source's too, and a controller's are the distributed ones
-            (
-                true,
-                InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
-            ),
-            (self.acl, InitFlags::FUSE_POSIX_ACL),
-            (
-                rustix::process::geteuid().is_root(),
-                InitFlags::FUSE_PASSTHROUGH,
-            ),
-        ];
-        for (_, flags) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
-            if config.add_capabilities(flags).is_err() {
-                tracing::debug!(?flags, "not offered by this kernel");
-            } else if flags == InitFlags::FUSE_PASSTHROUGH {
-                let depth = if self.stacked { 2 } else { 1 };
-                self.passthrough
-                    .allow(config.set_max_stack_depth(depth).is_ok());
-            }
-        }
-        // smaller limits than ours are the kernel's good right
-        let _ = config.set_max_write(MAX_WRITE);
+        let has_passthrough = capabilities::ask(config, self.acl, self.stacked);
+        self.passthrough.allow(has_passthrough);
         Ok(())
     }
 

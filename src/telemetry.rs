@@ -10,13 +10,15 @@ pub mod level;
 pub mod line;
 pub mod output;
 
+use std::sync::Arc;
+
 use tracing::{debug, error, info, warn};
 
 use crate::counters;
 use crate::store::LockName;
 use channel::Runs;
 use event::Event;
-use journal::Journals;
+use journal::{Journal, Journals};
 use level::Level;
 
 /// The telemetry of a mount.
@@ -45,9 +47,10 @@ impl Telemetry {
     }
 
     /// A controller was touched: its run is followed from now on, and its journal is there to say so. Waits for nothing.
-    pub fn touch(&self, name: &LockName) {
-        self.journals.of(name);
+    pub fn touch(&self, name: &LockName) -> Arc<Journal> {
+        let journal = self.journals.of(name);
         self.runs.follow(&name.runid);
+        journal
     }
 
     /// What happened to whom.

@@ -182,6 +182,14 @@ pub fn system_time(nanos: i128) -> SystemTime {
     }
 }
 
+/// What changed this recently may change again within the grain of its time stamp, in nanoseconds.
+const GRAIN: i128 = 20_000_000;
+
+/// Whether what changed at `time` will not change again without its time stamp saying so.
+pub fn is_settled(time: i128) -> bool {
+    unix_nanos(SystemTime::now()) - time > GRAIN
+}
+
 /// The standard library's time as nanoseconds since the epoch.
 pub fn unix_nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {

@@ -2,12 +2,11 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustix::fd::OwnedFd;
 
 use crate::error::{Error, Result};
-use crate::fs::attr::{Attr, unix_nanos};
+use crate::fs::attr::{Attr, is_settled};
 use crate::fs::credentials::Caller;
 use crate::fs::flush::flush;
 use crate::fs::handle::Handle;
@@ -22,9 +21,6 @@ use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::lock::Asking;
 use crate::nodb::staging::{Staging, Writer};
 use crate::node::{Node, is_controller};
-
-/// A directory that changed this recently may change again within the grain of its time stamp.
-const GRAIN: i128 = 20_000_000;
 
 /// Where an `open` leads.
 enum Way {
@@ -222,8 +218,7 @@ impl Fs {
         let inode = self.plain.inodes.plain(id)?;
         let dir = self.plain.opendir(&inode)?;
         let changed = dir.attr()?.mtime;
-        let settled = unix_nanos(SystemTime::now()) - changed > GRAIN;
-        let keep = inode.is_listed(settled.then_some(changed), self.plain_ttl);
+        let keep = inode.is_listed(is_settled(changed).then_some(changed), self.plain_ttl);
         let handle = self.handles.add(Handle::Dir(Arc::new(dir)), false);
         Ok(Open {
             handle,

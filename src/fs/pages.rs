@@ -3,17 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::SystemTime;
 
-use crate::fs::attr::{Attr, unix_nanos};
+use crate::fs::attr::{Attr, is_settled};
 use crate::fs::inode::Inode;
 
 /// A file that is no larger costs less through the kernel's own pages than by way of a backing file, in bytes
 /// (measured: 20 kB 1.5 times less, 1 MB 1.1 times).
 const SMALL: u64 = 1 << 20;
-
-/// A file that changed this recently may change again within the grain of its time stamp, in nanoseconds.
-const GRAIN: i128 = 20_000_000;
 
 /// A state of a file, by what changes with its content, whatever else is done to it. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +77,7 @@ impl Treat {
         Self {
             inode: inode.clone(),
             seen: Seen::new(attr),
-            settled: unix_nanos(SystemTime::now()) - attr.ctime > GRAIN,
+            settled: is_settled(attr.ctime),
             set_id: attr.is_set_id(),
             writes,
             small: attr.size <= SMALL,

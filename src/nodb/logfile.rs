@@ -122,9 +122,9 @@ impl Nodb {
     ) -> Result<Arc<LogFile>> {
         // looking a name up never waits for the store
         let name = self.name_from_disk(controller)?;
-        self.telemetry.touch(&name);
+        let journal = self.telemetry.touch(&name);
         self.tell_hits(controller, &name);
-        let view = View::new(self.telemetry.journals().of(&name));
+        let view = View::new(journal);
         let mut files = controller.log_files();
         let known = &mut files.0[named as usize];
         if let Some(file) = known.upgrade().filter(|file| file.is_good(&view)) {

@@ -185,10 +185,7 @@ impl SessionLock {
     }
 
     fn begot(&self, tid: u32) -> bool {
-        let process = caller::process_of(tid).unwrap_or(tid);
-        self.maker
-            .as_ref()
-            .is_some_and(|maker| maker.begot(process))
+        self.maker.as_ref().is_some_and(|maker| maker.begot(tid))
     }
 
     fn has_living_maker(&self) -> bool {

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use super::common::run::{BOTH, Kind, RUNID, Run};
-use super::{await_line, lines, log, text};
+use super::{await_line, lines, log, run_without_log, text};
 
 /// The messages of the real log.
 fn real(run: &Run) -> Vec<String> {
@@ -28,17 +28,10 @@ fn append(run: &Run, bytes: &[u8]) -> Option<i32> {
     errno(log.and_then(|mut log| log.write_all(bytes)))
 }
 
-/// A run without a real log of `wepp`.
-fn run(kind: Kind) -> Run {
-    let run = Run::new(kind);
-    let _ = fs::remove_file(run.on_disk("wepp.log"));
-    run
-}
-
 #[test]
 fn each_line_is_published_once_and_written_once() {
     for kind in BOTH {
-        let run = run(kind);
+        let run = run_without_log(kind);
         let script = "
             echo 'first line' >> wepp.nodb.log
             printf 'second\\nthird: a=1\\n\\nfou' >> wepp.nodb.log
@@ -91,7 +84,7 @@ os.close(log)'";
 
 #[test]
 fn what_cannot_be_a_message_is_refused_and_nothing_is_half_published() {
-    let run = run(Kind::Redis);
+    let run = run_without_log(Kind::Redis);
     let long = vec![b'a'; 1_000_000];
     for (bytes, errno, why) in [
         (&long[..], libc::EMSGSIZE, "more than a message may have"),
@@ -138,7 +131,7 @@ fn what_cannot_be_a_message_is_refused_and_nothing_is_half_published() {
 
 #[test]
 fn while_redis_is_away_nothing_is_appended_and_a_retry_appends_once() {
-    let mut run = run(Kind::Redis);
+    let mut run = run_without_log(Kind::Redis);
     assert_eq!(append(&run, b"before\n"), None);
     run.redis_mut().kill();
     let mut log = File::options()
@@ -155,7 +148,7 @@ fn while_redis_is_away_nothing_is_appended_and_a_retry_appends_once() {
 
 #[test]
 fn who_may_not_write_the_controller_may_not_append() {
-    let run = run(Kind::Embedded);
+    let run = run_without_log(Kind::Embedded);
     fs::set_permissions(run.at("wepp.nodb"), fs::Permissions::from_mode(0o444)).unwrap();
     let log = fs::metadata(run.at("wepp.nodb.log")).unwrap();
     assert_eq!(log.permissions().mode() & 0o777, 0o444);

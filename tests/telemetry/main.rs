@@ -16,6 +16,13 @@ use std::path::Path;
 
 use common::run::{Kind, RUNID, Run, eventually};
 
+/// A run without a real log of `wepp`.
+fn run_without_log(kind: Kind) -> Run {
+    let run = Run::new(kind);
+    let _ = fs::remove_file(run.on_disk("wepp.log"));
+    run
+}
+
 /// What the virtual log of a controller says now.
 fn log(run: &Run, name: &str) -> String {
     text(&run.at(&format!("{name}.nodb.log")))

@@ -4,20 +4,13 @@ use std::fs;
 use std::process::Command;
 
 use super::common::mount::Mount;
-use super::common::run::{BOTH, Kind, Run, listing};
-use super::{log, save, text};
-
-/// A run without a real log of `wepp`.
-fn run(kind: Kind) -> Run {
-    let run = Run::new(kind);
-    let _ = fs::remove_file(run.on_disk("wepp.log"));
-    run
-}
+use super::common::run::{BOTH, Kind, listing};
+use super::{log, run_without_log, save, text};
 
 #[test]
 fn where_there_is_no_real_log_the_virtual_one_stands_for_it() {
     for kind in BOTH {
-        let run = run(kind);
+        let run = run_without_log(kind);
         save(&run, "wepp", 1);
         let stand_in = text(&run.at("wepp.log"));
         assert!(stand_in.contains("committed"), "{stand_in}");
@@ -69,7 +62,7 @@ fn where_there_is_no_real_log_the_virtual_one_stands_for_it() {
 
 #[test]
 fn a_log_needs_a_controller_and_a_real_file_wins() {
-    let run = run(Kind::Embedded);
+    let run = run_without_log(Kind::Embedded);
     fs::create_dir(run.on_disk("dir.nodb")).unwrap();
     std::os::unix::fs::symlink("wepp.nodb", run.on_disk("link.nodb")).unwrap();
     for name in [
@@ -94,7 +87,7 @@ fn a_log_needs_a_controller_and_a_real_file_wins() {
 
 #[test]
 fn nothing_virtual_shows_in_listings_copies_and_archives() {
-    let run = run(Kind::Redis);
+    let run = run_without_log(Kind::Redis);
     let open: Vec<_> = ["wepp.nodb.log", "wepp.log", "soils.nodb.log"]
         .iter()
         .map(|name| fs::File::open(run.at(name)).unwrap())
@@ -130,7 +123,7 @@ fn nothing_virtual_shows_in_listings_copies_and_archives() {
 
 #[test]
 fn names_of_logs_are_looked_up_without_the_store() {
-    let run = run(Kind::Redis);
+    let run = run_without_log(Kind::Redis);
     for n in 0..200 {
         fs::write(run.on_disk(&format!("plain-{n}.log")), "x").unwrap();
     }
