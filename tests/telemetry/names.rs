@@ -93,6 +93,11 @@ fn nothing_virtual_shows_in_listings_copies_and_archives() {
         .map(|name| fs::File::open(run.at(name)).unwrap())
         .collect();
     save(&run, "wepp", 1);
+    // the replaced file is removed behind the writer's back
+    super::eventually("nothing is left behind", || {
+        let left = |name: &String| name.starts_with(".nodbfs");
+        !listing(run.source()).iter().any(left)
+    });
     assert_eq!(listing(run.mount.path()), listing(run.source()));
     let scratch = tempfile::tempdir().unwrap();
     let say = |script: &str, dir: &std::path::Path| {
