@@ -327,15 +327,9 @@ impl Locker {
         through: Through,
         asking: Asking,
     ) -> Result<Arc<SessionLock>> {
-        let caller = asking.caller;
-        // asked for first: a waiter may be killed, and its session would not be known
-        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
-        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
-        let start = Instant::now();
-        let lease = self.wait_for(&who, name, asking)?;
-        self.tell_taken(&who, &lease, start);
-        let held = self.keeper.hold(self.store.clone(), lease);
-        Ok(self.give_to_session(session, through, caller, held))
+        self.take_with(through, asking.caller, |who| {
+            self.wait_for(who, name, asking)
+        })
     }
 
     /// As [`Locker::take_for_session`], waiting until it has the lock or is `cancelled`.
@@ -346,16 +340,28 @@ impl Locker {
         caller: Caller,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Arc<SessionLock>> {
-        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
         let (store, ttl) = (&*self.store, self.ttl);
-        let who = Who::of(caller::process_of(caller.tid).unwrap_or(0));
+        self.take_with(through, caller, |who| {
+            acquire_waiting(store, name, &self.owner, ttl, Duration::MAX, cancelled).inspect_err(
+                |error| {
+                    self.telemetry
+                        .note(name, &Event::LockRefused { who, error });
+                },
+            )
+        })
+    }
+
+    fn take_with(
+        &self,
+        through: Through,
+        caller: Caller,
+        acquire: impl FnOnce(&Who) -> Result<store::Lease>,
+    ) -> Result<Arc<SessionLock>> {
+        // asked for first: a waiter may be killed, and its session would not be known
+        let session = Session::of(caller.tid).ok_or(Error::OutOfSight)?;
+        let who = Who::of_thread(caller.tid);
         let start = Instant::now();
-        let lease = acquire_waiting(store, name, &self.owner, ttl, Duration::MAX, cancelled)
-            .inspect_err(|error| {
-                let who = &who;
-                self.telemetry
-                    .note(name, &Event::LockRefused { who, error });
-            })?;
+        let lease = acquire(&who)?;
         self.tell_taken(&who, &lease, start);
         let held = self.keeper.hold(self.store.clone(), lease);
         Ok(self.give_to_session(session, through, caller, held))

@@ -16,7 +16,6 @@ use crate::fs::credentials::Caller;
 use crate::fs::inode::Place;
 use crate::fs::open::writes;
 use crate::nodb::Nodb;
-use crate::nodb::caller;
 use crate::nodb::controller::RETRY;
 use crate::nodb::generation::window;
 use crate::nodb::lock::Asking;
@@ -365,7 +364,7 @@ impl Nodb {
             return Err(Error::LeaseLost("it changed hands meanwhile".to_owned()));
         }
         let forced = Event::LockForced {
-            who: &Who::of(caller::process_of(caller.tid).unwrap_or(0)),
+            who: &Who::of_thread(caller.tid),
             uid: caller.uid,
             holder: &seen.holder.value,
             reason,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::counters::Counted;
 use crate::error::{Errno, Error};
+use crate::nodb::caller;
 use crate::nodb::controller::Origin;
 use crate::nodb::session::command_of;
 use crate::telemetry::level::Level;
@@ -27,6 +28,11 @@ impl Who {
             pid,
             command: command_of(pid).unwrap_or_default(),
         }
+    }
+
+    /// The process of the thread `tid`.
+    pub fn of_thread(tid: u32) -> Self {
+        Self::of(caller::process_of(tid).unwrap_or(0))
     }
 }
 
