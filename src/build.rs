@@ -42,12 +42,18 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let notices = Arc::new(Notices::default());
     let Offline { fs, claimed } = controllers(config, source, notices.clone())?;
     let (from, at) = (config.source.clone(), config.mountpoint.clone());
+    let given_up = Arc::downgrade(&fs);
     let control = Context::new(&fs, from, Some(at), config.read_only);
     let filesystem =
         Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
     Ok(Built {
         filesystem,
         connected: Box::new(move |kernel| notices.connect(kernel)),
+        give_up: Box::new(move || {
+            if let Some(fs) = given_up.upgrade() {
+                fs.end();
+            }
+        }),
         control: Arc::new(control),
     })
 }

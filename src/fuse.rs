@@ -105,8 +105,7 @@ impl Filesystem for Adapter {
     fn destroy(&mut self) {
         self.fs.end_waits();
         self.threads.drain();
-        self.fs.nodb().end_flocks();
-        self.fs.nodb().tidy();
+        self.fs.end();
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

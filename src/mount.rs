@@ -47,6 +47,8 @@ pub struct Built<F> {
     pub filesystem: F,
     /// Called once with the way to notify the kernel, before any request is served.
     pub connected: Box<dyn FnOnce(fuser::Notifier)>,
+    /// Called instead of `destroy` when the session cannot be ended: saves what can be saved.
+    pub give_up: Box<dyn FnOnce() + Send>,
     /// What is answered beside the mount.
     pub control: Arc<control::Context>,
 }
@@ -92,6 +94,7 @@ where
     let Built {
         filesystem,
         connected,
+        give_up,
         control,
     } = build(config, source)?;
     if pipe.is_some() {
@@ -122,6 +125,7 @@ where
         at,
         happened,
         pipe,
+        give_up,
         dev: None,
         presence: None,
         _server: server,
@@ -160,6 +164,7 @@ struct Life<'a> {
     at: PathBuf,
     happened: Receiver<Event>,
     pipe: Option<background::Pipe>,
+    give_up: Box<dyn FnOnce() + Send>,
     /// Known once it answers.
     dev: Option<(u32, u32)>,
     presence: Option<UnixListener>,
@@ -222,7 +227,7 @@ impl Life<'_> {
     }
 
     /// Takes no more work, lets what is under way finish for at most `grace`, then cuts it off.
-    fn end(&mut self, grace: Duration) -> Result<()> {
+    fn end(self, grace: Duration) -> Result<()> {
         notify(&[
             NotifyState::Stopping,
             NotifyState::Status("Waiting for open files"),
@@ -241,18 +246,34 @@ impl Life<'_> {
             self.at.display()
         );
         if let Err(cause) = self.dev.map_or(Ok(()), unmount::abort) {
-            warn!(
-                "cannot cut them off ({cause}), so nothing can be drained: they end with the process"
-            );
-            return Ok(());
+            warn!("cannot cut them off ({cause}): they end with the process");
+            return self.give_up(grace);
         }
         match self.wait(grace) {
             Some(result) => self.ended(result),
             None => {
                 warn!("requests are still under way: they end with the process");
-                Ok(())
+                self.give_up(grace)
             }
         }
+    }
+
+    /// The session goes on until the process ends. What hangs there may keep even this from being done.
+    fn give_up(self, limit: Duration) -> Result<()> {
+        let (done, waiting) = mpsc::channel();
+        let give_up = move || {
+            (self.give_up)();
+            // nobody may wait any more
+            let _ = done.send(());
+        };
+        thread::Builder::new()
+            .name("give-up".into())
+            .spawn(give_up)
+            .context("cannot start a thread")?;
+        if waiting.recv_timeout(limit).is_err() {
+            warn!("locks and unsaved content may be left behind");
+        }
+        Ok(())
     }
 
     /// The session's result, if it ends within `limit`.

@@ -47,7 +47,7 @@ use crate::fs::plain::Plain;
 use crate::step::{self, Step};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
-use controller::{Controller, Controllers};
+use controller::{Controller, Controllers, RETRY};
 use debts::Debts;
 use flock::Flocks;
 use generation::Payloads;
@@ -151,13 +151,21 @@ impl Nodb {
 
     /// What is to be done from time to time: forget who never came back, pay debts.
     pub fn tidy(&self) {
-        self.controllers.sweep();
+        self.controllers.sweep(RETRY);
         self.lock_files.sweep();
         self.controllers
             .release_held_longer_than(self.settings.max_hold);
         self.forget_entries(self.moved.void_keys(&self.plain.inodes));
         self.debts.pay();
         self.plain.inodes.shrink();
+    }
+
+    /// The mount has ended, and everybody who used it is gone: no lock stays, and what can be told is told.
+    pub fn end(&self) {
+        self.end_flocks();
+        self.locker.sessions.end();
+        self.controllers.sweep(Duration::ZERO);
+        self.tidy();
     }
 
     /// How long the kernel may remember where the controller's name leads. To be asked before the look at

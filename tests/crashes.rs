@@ -375,6 +375,57 @@ fn refused_documents_are_bounded_and_the_latest_are_kept() {
     assert_eq!(save(&site.at("wepp.nodb"), "[]"), Ok(()));
 }
 
+/// A daemon that is told to end waits for open writers for a while, and then ends without them: what they have
+/// written is kept (promise 3), and their locks, whatever they have them for, are nobody's.
+#[test]
+fn a_mount_that_ends_keeps_what_was_not_saved_and_no_lock() {
+    let mut site = Site::new(&[]);
+    // a process of its own: one that starts others closes descriptors in them, and so commits
+    let code = r#"
+import os, sys
+left = []
+for name, text in ("wepp.nodb", b'{"half": '), ("soils.nodb", b'{"whole": 1}'), ("new.nodb", b""):
+    left.append(os.open(f"{sys.argv[1]}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    os.write(left[-1], text)
+print("open", flush=True)
+sys.stdin.readline()
+"#;
+    let mut writer = Command::new("python3")
+        .args(["-c", code])
+        .arg(site.at(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut said).unwrap();
+    for name in ["wepp.nodb", "soils.nodb"] {
+        assert!(site.lock(name).is_some());
+    }
+    assert!(site.mount.stop().success());
+    for name in ["wepp.nodb", "soils.nodb", "new.nodb"] {
+        assert_eq!(site.lock(name), None, "{name}");
+    }
+    let texts = site.rejected().into_iter().map(fs::read_to_string);
+    let texts: BTreeSet<_> = texts.map(Result::unwrap).collect();
+    let left = ["{\"half\": ", "{\"whole\": 1}"].map(str::to_owned);
+    assert_eq!(texts, BTreeSet::from(left));
+    let log = site.mount.log();
+    assert!(
+        log.contains("the mount ended before it was closed"),
+        "{log}"
+    );
+    for name in ["wepp.nodb", "soils.nodb"] {
+        assert_eq!(site.text(name), document(name, 0));
+    }
+    drop(writer.stdin.take());
+    assert!(writer.wait().unwrap().success());
+    site.remount();
+    for name in ["wepp.nodb", "soils.nodb"] {
+        assert_eq!(save(&site.at(name), &document(name, 1)), Ok(()));
+    }
+}
+
 /// Without Redis too: locks die with the daemon that had them.
 #[test]
 fn an_embedded_daemon_that_died_blocks_nobody() {

@@ -12,7 +12,9 @@ mod site;
 #[path = "common/tracer.rs"]
 mod tracer;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
@@ -20,6 +22,7 @@ use bindfs::Bindfs;
 use common::mount::Mount;
 use common::redis::RedisServer;
 use loop_disk::Disk;
+use rustix::process::Signal;
 use site::{document, eventually, listing, save, within};
 use tracer::is_root;
 
@@ -74,6 +77,12 @@ impl Elsewhere {
 fn begin_save(path: &Path, text: String) -> JoinHandle<Result<(), i32>> {
     let path = path.to_owned();
     thread::spawn(move || save(&path, &text))
+}
+
+/// The key of the lock of a controller in `run`.
+fn lock_of(run: &Path, name: &str) -> String {
+    let runid = run.file_name().unwrap().to_str().unwrap();
+    format!("nodb-lock:{runid}:{name}")
 }
 
 /// The value of the only lock there is.
@@ -165,6 +174,46 @@ fn a_commit_that_hangs_for_too_long_loses_its_lock_and_is_estale() {
     );
     assert_eq!(save(&one.path().join(NAME), &document(NAME, 2)), Ok(()));
     assert_eq!(lock(&redis), None);
+}
+
+/// A daemon that is told to end while a commit hangs ends without it: what is not saved is kept, also what the
+/// commit works on, and the locks of those who do not hang are nobody's.
+#[test]
+fn a_mount_that_ends_while_a_commit_hangs_keeps_what_was_not_saved() {
+    if !is_root() {
+        return;
+    }
+    let redis = RedisServer::start();
+    let disk = Disk::new("ext4", 16, &[]);
+    make_run(disk.path());
+    fs::write(disk.path().join("soils.nodb"), "{}").unwrap();
+    // no lease ends by itself
+    let mount = Mount::builder(disk.path()).redis(&redis.url()).start();
+    let held = || redis.text(&["GET", &lock_of(disk.path(), "soils.nodb")]);
+    let mut open = fs::File::create(mount.path().join("soils.nodb")).unwrap();
+    open.write_all(b"{\"open\": ").unwrap();
+    assert!(held().is_some());
+
+    let frozen = disk.freeze();
+    let hanging = begin_save(&mount.path().join(NAME), document(NAME, 1));
+    eventually("it hangs in its commit", || {
+        redis.text(&["GET", &lock_of(disk.path(), NAME)]).is_some()
+    });
+    mount.signal(Signal::TERM);
+    eventually("the lock of who does not hang is released", || {
+        held().is_none()
+    });
+    let kept = || {
+        let texts = mount.rejected().into_iter().map(fs::read_to_string);
+        texts.flatten().collect::<BTreeSet<_>>()
+    };
+    let left = BTreeSet::from(["{\"open\": ".to_owned(), document(NAME, 1)]);
+    eventually("what was not saved is kept", || kept() == left);
+    drop(frozen);
+    assert!(hanging.join().unwrap().is_err());
+    drop(open);
+    let text = fs::read_to_string(disk.path().join(NAME)).unwrap();
+    assert!([0, 1].map(|n| document(NAME, n)).contains(&text), "{text}");
 }
 
 /// A source that is a FUSE mount itself, whose daemon is stopped: everything of it hangs, looks at it too.

@@ -86,6 +86,15 @@ impl Handles {
     pub fn remove(&self, number: u64) -> Option<Handle> {
         self.open.write().remove(&number)
     }
+
+    /// The kernel has let go of all of them.
+    pub fn take(&self) -> Vec<Handle> {
+        self.open
+            .write()
+            .drain()
+            .map(|(_, handle)| handle)
+            .collect()
+    }
 }
 
 /// One name of a listing.

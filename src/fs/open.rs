@@ -275,14 +275,39 @@ impl Fs {
                 self.plain.locks.released(through, flocked);
             }
             Some(Handle::Writer(writer)) => {
-                if writer.staging.closed() {
-                    self.nodb.abandon(&writer);
-                }
+                self.abandon(&writer, "closed without a commit");
                 self.nodb.flock_released(handle);
             }
             Some(Handle::Reader(_)) => self.nodb.flock_released(handle),
             Some(Handle::Log(log)) => self.nodb.release_log(&log),
             Some(Handle::Dir(_) | Handle::Lock(_)) | None => {}
+        }
+    }
+
+    /// The mount has ended, and the kernel tells of no closing any more: whatever is open is released, so that no
+    /// lock stays and nothing is lost.
+    pub fn end(&self) {
+        for handle in self.handles.take() {
+            match handle {
+                // whatever that waits for need not come
+                Handle::Writer(writer) if writer.staging.is_committing() => {
+                    self.nodb
+                        .keep_left(&writer, "the mount ended during its commit");
+                }
+                Handle::Writer(writer) => {
+                    self.abandon(&writer, "the mount ended before it was closed");
+                }
+                Handle::Log(log) => self.nodb.release_log(&log),
+                _ => {}
+            }
+        }
+        self.nodb.end();
+    }
+
+    /// One handle of a writer's is gone.
+    fn abandon(&self, writer: &Writer, why: &str) {
+        if writer.staging.closed() {
+            self.nodb.abandon(writer, why);
         }
     }
 }

@@ -390,10 +390,16 @@ impl Nodb {
         controller.set_last_error(Some(error.to_string()));
     }
 
-    /// A writer is gone. What it could not commit is kept where it can be recovered (promise 3).
-    pub fn abandon(&self, writer: &Writer) {
+    /// A writer is gone, in words why. What it could not commit is kept where it can be recovered (promise 3).
+    pub fn abandon(&self, writer: &Writer, why: &str) {
+        let mut leases = writer.staging.committing();
+        self.keep_left(writer, why);
+        self.locker.release(&mut leases, false);
+    }
+
+    /// Keeps what a writer has not committed, whether or not a commit of it is under way.
+    pub fn keep_left(&self, writer: &Writer, why: &str) {
         let staging = &writer.staging;
-        let mut leases = staging.committing();
         let (content, refused, emptied) = {
             let draft = staging.draft();
             let left = draft.to_commit().map(|snapshot| snapshot.content);
@@ -404,13 +410,12 @@ impl Nodb {
             )
         };
         if let Some(content) = content {
-            let refused = refused.unwrap_or_else(|| Refusal::never_tried(staging.tgid));
+            let refused = refused.unwrap_or_else(|| Refusal::never_tried(why, staging.tgid));
             self.keep_rejected(&staging.controller, &content, refused);
         } else if emptied {
             let name = staging.controller.place.name.to_string_lossy();
             info!(controller = %name, "emptied and never written: the generation stays as it was");
         }
-        self.locker.release(&mut leases, false);
     }
 
     /// Keeps refused content and says where, in the log and in `user.nodbfs.last_error`.

@@ -253,13 +253,13 @@ impl Controller {
             .retain(|retry| !matches!(&retry.goal, Goal::Staging(s) if Arc::ptr_eq(s, staging)));
     }
 
-    /// Forgets threads that never came back, and with them their stagings and leases.
-    pub fn expire(&self) {
+    /// Forgets threads that have not come back for so long, and with them their stagings and leases.
+    fn expire(&self, limit: Duration) {
         let gone: Vec<Retry> = {
             let mut state = self.state.lock();
             state
                 .retries
-                .extract_if(.., |retry| retry.since.elapsed() > RETRY)
+                .extract_if(.., |retry| retry.since.elapsed() >= limit)
                 .collect()
         };
         for retry in gone {
@@ -441,10 +441,10 @@ impl Controllers {
         self.known.lock().values().cloned().collect()
     }
 
-    /// Forgets what nobody uses, and threads that never came back.
-    pub fn sweep(&self) {
+    /// Forgets what nobody uses, and threads that have not come back for `limit`.
+    pub fn sweep(&self, limit: Duration) {
         let all: Vec<_> = self.known.lock().values().cloned().collect();
-        all.iter().for_each(|controller| controller.expire());
+        all.iter().for_each(|controller| controller.expire(limit));
         drop(all);
         self.known
             .lock()

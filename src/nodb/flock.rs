@@ -281,7 +281,7 @@ impl Nodb {
     }
 
     /// The mount has ended, and with it whatever was open.
-    pub fn end_flocks(&self) {
+    pub(super) fn end_flocks(&self) {
         self.give_back(|_| true);
     }
 

@@ -55,17 +55,16 @@ impl Refusal {
     /// What the process `pid` wrote for `caller` was refused with `error`.
     pub fn of(error: &Error, pid: u32, caller: Caller) -> Self {
         Self {
-            reason: error.to_string(),
             errno: Some(error.errno().raw_os_error()),
             uid: Some(caller.uid),
-            ..Self::never_tried(pid)
+            ..Self::never_tried(&error.to_string(), pid)
         }
     }
 
-    /// The process `pid`, which is 0 if it cannot be seen, left without a commit.
-    pub fn never_tried(pid: u32) -> Self {
+    /// What the process `pid`, which is 0 if it cannot be seen, wrote was never to be committed; in words, why.
+    pub fn never_tried(reason: &str, pid: u32) -> Self {
         Self {
-            reason: "closed without a commit".to_owned(),
+            reason: reason.to_owned(),
             errno: None,
             pid: Some(pid).filter(|&pid| pid != 0),
             uid: None,

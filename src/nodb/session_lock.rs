@@ -331,12 +331,11 @@ impl SessionLocks {
         *watched = !left.is_empty();
         watched.then_some(left)
     }
-}
 
-impl Drop for SessionLocks {
     /// The mount has ended, and nobody would renew them any more.
-    fn drop(&mut self) {
-        for lock in self.all() {
+    pub fn end(&self) {
+        for lock in &self.all() {
+            self.remove(lock);
             lock.let_go("the mount has ended");
         }
         self.wake();

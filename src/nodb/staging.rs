@@ -106,6 +106,11 @@ impl Staging {
         self.committing.lock()
     }
 
+    /// Whether a commit is under way.
+    pub fn is_committing(&self) -> bool {
+        self.committing.try_lock().is_none()
+    }
+
     /// What `fstat` says: the size and time of the draft; the number and the rest are those of the
     /// file it came from or became.
     pub fn attr(&self) -> Attr {
