@@ -111,6 +111,10 @@ steps! {
     KeepRejected = "keep-rejected",
 }
 
+/// How far the end of the mount comes while the step that has begun it waits.
+#[cfg(feature = "failpoints")]
+const HEAD_START: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// What is to happen at each step is read from `FAILPOINTS`, until this is dropped.
 #[cfg(feature = "failpoints")]
 pub fn arm() -> fail::FailScenario<'static> {
@@ -131,11 +135,15 @@ fn injected(step: Step, what: Option<&str>) -> Result<(), Errno> {
         Some("error") => return Err(Errno::IO),
         Some("kill") => libc::SIGKILL,
         Some("stop") => libc::SIGSTOP,
+        Some("end") => libc::SIGTERM,
         _ => return Ok(()),
     };
-    // SAFETY: no memory is touched. To this thread, so that it goes no further; both end or stop
+    // SAFETY: no memory is touched. To this thread, so that it goes no further; the first two end or stop
     // the whole process.
     unsafe { libc::raise(signal) };
+    if signal == libc::SIGTERM {
+        std::thread::sleep(HEAD_START);
+    }
     Ok(())
 }
 

@@ -239,6 +239,7 @@ impl Case {
         }
 
         let killed = self.happens(Failure::Kill) > 0;
+        let ended = self.happens(Failure::End) > 0;
         let mut allowed = states(contested);
         if saved {
             allowed.remove(0);
@@ -258,13 +259,18 @@ impl Case {
             let frozen = ask(json!({"op": "frozen", "allowed": allowed, "gap": shown}))?;
             stale |= frozen["stale"] == true;
             gap |= frozen["gap"] == true;
+        } else if ended {
+            let status = mount.wait().ok_or("the daemon does not end")?;
+            if !status.success() {
+                return Err(format!("the daemon ended otherwise: {status}"));
+            }
         } else if let Some((moment, _)) = self.failure {
             wait_for("reaches the step", || {
                 let times = reached(&mount).into_iter();
                 times.filter(|step| *step == moment.step).count() > moment.time
             })?;
         }
-        if killed || left {
+        if killed || ended || left {
             drop(mount);
             mount = daemon().start();
         }

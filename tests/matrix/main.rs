@@ -1,4 +1,4 @@
-//! The matrix: each step of each road fails, dies and is stopped for longer than the lease, one run each, and a
+//! The matrix: each step of each road fails, dies, is stopped for longer than the lease or told to end, one run each, and a
 //! program in another language looks whether the promises hold and whether all goes on by itself. Which
 //! steps there are says the code, and which of them a road takes is tried out: none is left out by hand.
 
@@ -80,7 +80,7 @@ fn moments(case: &Case, reached: &[Step]) -> Vec<Moment> {
 }
 
 #[test]
-fn every_step_of_every_road_fails_dies_and_stops_and_the_promises_hold() {
+fn every_step_of_every_road_fails_dies_stops_or_ends_and_the_promises_hold() {
     let start = Instant::now();
     // part of it, as `close, Redis, kill at put`; a line as this names each case that breaks something
     let only = env::var("MATRIX").unwrap_or_default();

@@ -30,10 +30,12 @@ pub enum Failure {
     Kill,
     /// The daemon is stopped until a neighbour has committed under the expired lock.
     Stop,
+    /// The daemon is told to end.
+    End,
 }
 
 impl Failure {
-    pub const ALL: [Self; 3] = [Self::Error, Self::Kill, Self::Stop];
+    pub const ALL: [Self; 4] = [Self::Error, Self::Kill, Self::Stop, Self::End];
 
     /// As a failpoint has it.
     pub fn name(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Failure {
             Self::Error => "error",
             Self::Kill => "kill",
             Self::Stop => "stop",
+            Self::End => "end",
         }
     }
 }
