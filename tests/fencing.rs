@@ -154,13 +154,11 @@ fn publications_taken_back_at_the_same_time_leave_what_was_acknowledged() {
         .redis(&site.redis.url())
         .start();
     let pause = |enter, exit| format!("renameat2:delay_enter={enter}:delay_exit={exit}:when=1");
-    let _tracers = [
-        Tracer::inject(&site.mount, &pause(1_000_000, 1_000_000)),
-        Tracer::inject(&other, &pause(1_100_000, 1_500_000)),
-    ];
+    let tracer = Tracer::inject(&site.mount, &pause(2_000_000, 2_000_000));
+    let _other_tracer = Tracer::inject(&other, &pause(2_100_000, 3_000_000));
     let [first, second] = [site.at("wepp.nodb"), other.path().join("wepp.nodb")];
     let first = thread::spawn(move || save(&first, &document("wepp.nodb", 1)));
-    thread::sleep(Duration::from_millis(300));
+    tracer.await_call(libc::SYS_renameat2);
     site.redis.cmd(&["DEL", &site::lock_key("wepp.nodb")]);
     let acknowledged = document("wepp.nodb", 2);
     let draft = site.on_disk("draft");
@@ -183,8 +181,8 @@ fn what_replaced_a_vain_publication_stays() {
         return;
     }
     let site = Site::new(&[]);
-    let pause = "renameat2:delay_enter=600000:delay_exit=600000:when=1";
-    let _tracer = Tracer::inject(&site.mount, pause);
+    let pause = "renameat2:delay_enter=2000000:delay_exit=2000000:when=1";
+    let tracer = Tracer::inject(&site.mount, pause);
     let path = site.at("wepp.nodb");
     let late = thread::spawn(move || save(&path, &document("wepp.nodb", 1)));
     let replace = |n| {
@@ -192,7 +190,7 @@ fn what_replaced_a_vain_publication_stays() {
         std::fs::write(&draft, document("wepp.nodb", n)).unwrap();
         std::fs::rename(&draft, site.on_disk("wepp.nodb")).unwrap();
     };
-    thread::sleep(Duration::from_millis(300));
+    tracer.await_call(libc::SYS_renameat2);
     replace(2);
     let vain = || site.text("wepp.nodb") == document("wepp.nodb", 1);
     site::eventually("the publication in vain", vain);

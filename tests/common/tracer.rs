@@ -25,12 +25,15 @@ pub fn is_root() -> bool {
 }
 
 /// A tracer on the daemon that injects a fault; gone when dropped.
-pub struct Tracer(Child);
+pub struct Tracer {
+    strace: Child,
+    daemon: u32,
+}
 
 impl Tracer {
     /// `inject` as in strace(1).
     pub fn inject(daemon: &Mount, inject: &str) -> Self {
-        let child = Command::new("strace")
+        let strace = Command::new("strace")
             .args(["-f", "-p", &daemon.pid().to_string(), "-o", "/dev/null"])
             .args(["-e", &format!("inject={inject}")])
             .stdin(Stdio::null())
@@ -38,29 +41,46 @@ impl Tracer {
             .stderr(Stdio::null())
             .spawn()
             .expect("strace is installed");
-        let tracer = Self(child);
-        let tasks = format!("/proc/{}/task", daemon.pid());
+        let tracer = Self {
+            strace,
+            daemon: daemon.pid(),
+        };
         eventually("all threads are traced", || {
-            listing(Path::new(&tasks)).iter().all(|task| {
-                // a thread may end while it is looked at
-                fs::read_to_string(format!("{tasks}/{task}/status"))
-                    .is_ok_and(|status| !status.contains("TracerPid:\t0"))
-            })
+            let mut threads = tracer.threads("status").into_iter();
+            // one that ends while it is looked at says nothing
+            threads.all(|status| status.is_some_and(|status| !status.contains("TracerPid:\t0")))
         });
         tracer
+    }
+
+    /// Waits until a thread of the daemon is in the system call of this number.
+    pub fn await_call(&self, number: i64) {
+        eventually("the call is made", || {
+            let mut calls = self.threads("syscall").into_iter().flatten();
+            calls.any(|call| call.starts_with(&format!("{number} ")))
+        });
+    }
+
+    /// What `/proc` says of each of the daemon's threads in this file.
+    fn threads(&self, file: &str) -> Vec<Option<String>> {
+        let tasks = format!("/proc/{}/task", self.daemon);
+        let threads = listing(Path::new(&tasks)).into_iter();
+        threads
+            .map(|task| fs::read_to_string(format!("{tasks}/{task}/{file}")).ok())
+            .collect()
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
         // as by ^C: it lets go of the daemon; of one that has died it sometimes never does
-        let pid = Pid::from_child(&self.0);
+        let pid = Pid::from_child(&self.strace);
         let _ = kill_process(pid, Signal::INT);
         let patience = Instant::now() + Duration::from_secs(2);
-        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < patience {
+        while matches!(self.strace.try_wait(), Ok(None)) && Instant::now() < patience {
             thread::sleep(Duration::from_millis(5));
         }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
     }
 }
