@@ -24,9 +24,9 @@ mod xattr;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, StatVfs};
 
@@ -92,8 +92,8 @@ pub struct Fs {
     /// the mount's back shows after that at the latest.
     plain_ttl: Duration,
     handles: Handles,
-    /// Nobody is to wait for a lock any more.
-    ending: AtomicBool,
+    /// Held by who ends it: a second one waits for the first.
+    end: Mutex<()>,
 }
 
 impl Fs {
@@ -103,7 +103,7 @@ impl Fs {
             nodb,
             plain_ttl,
             handles: Handles::default(),
-            ending: AtomicBool::default(),
+            end: Mutex::default(),
         }
     }
 

@@ -160,12 +160,23 @@ impl Nodb {
         self.plain.inodes.shrink();
     }
 
-    /// The mount has ended, and everybody who used it is gone: no lock stays, and what can be told is told.
+    /// The mount has ended, and everybody who used it is gone: no lock stays, and what can be told is told, within
+    /// the time of a few requests.
     pub fn end(&self) {
-        self.end_flocks();
-        self.locker.sessions.end();
+        self.flocks.end();
         self.controllers.sweep(Duration::ZERO);
+        self.locker.end();
         self.tidy();
+    }
+
+    /// The mount is about to end: nobody waits for a lock any more.
+    pub fn end_waits(&self) {
+        self.locker.end_waits();
+    }
+
+    /// Whether it is.
+    pub fn is_ending(&self) -> bool {
+        self.locker.is_ending()
     }
 
     /// How long the kernel may remember where the controller's name leads. To be asked before the look at

@@ -1,7 +1,6 @@
 //! `fcntl` and `flock`: which lock is meant, and the wait for it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,7 +61,7 @@ impl Fs {
 
     /// Locks; `waits`: for as long as it takes, or until a signal comes.
     pub fn await_lock(&self, at: At, wanted: &Wanted, waits: bool) -> Result<()> {
-        let cancelled = || self.is_ending() || caller::is_interrupted(wanted.caller.tid);
+        let cancelled = || self.nodb.is_ending() || caller::is_interrupted(wanted.caller.tid);
         let start = Instant::now();
         if let On::Controller(controller, writer) = self.on(at)? {
             let open = open(&controller, at, writer.as_deref());
@@ -159,11 +158,7 @@ impl Fs {
 
     /// The mount is about to end: nobody waits for a lock any more.
     pub fn end_waits(&self) {
-        self.ending.store(true, Ordering::Relaxed);
-    }
-
-    fn is_ending(&self) -> bool {
-        self.ending.load(Ordering::Relaxed)
+        self.nodb.end_waits();
     }
 }
 

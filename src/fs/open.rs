@@ -275,7 +275,9 @@ impl Fs {
                 self.plain.locks.released(through, flocked);
             }
             Some(Handle::Writer(writer)) => {
-                self.abandon(&writer, "closed without a commit");
+                if writer.staging.closed() {
+                    self.nodb.abandon(&writer);
+                }
                 self.nodb.flock_released(handle);
             }
             Some(Handle::Reader(_)) => self.nodb.flock_released(handle),
@@ -284,31 +286,33 @@ impl Fs {
         }
     }
 
-    /// The mount has ended, and the kernel tells of no closing any more: whatever is open is released, so that no
-    /// lock stays and nothing is lost.
+    /// The mount has ended, and the kernel tells of no closing any more: whatever is open is released, so that nothing
+    /// is lost and no lock stays. It returns within the time of a few requests to the store.
     pub fn end(&self) {
-        for handle in self.handles.take() {
-            match handle {
-                // whatever that waits for need not come
-                Handle::Writer(writer) if writer.staging.is_committing() => {
-                    self.nodb
-                        .keep_left(&writer, "the mount ended during its commit");
-                }
-                Handle::Writer(writer) => {
-                    self.abandon(&writer, "the mount ended before it was closed");
-                }
-                Handle::Log(log) => self.nodb.release_log(&log),
-                _ => {}
+        let _one = self.end.lock();
+        let open = self.handles.take();
+        let writers = open.iter().filter_map(|handle| match handle {
+            Handle::Writer(writer) => Some(writer),
+            _ => None,
+        });
+        let left: Vec<_> = writers.filter(|writer| writer.staging.closed()).collect();
+        // what cannot be had again comes first
+        for writer in &left {
+            let why = match writer.staging.is_committing() {
+                false => "the mount ended before it was closed",
+                true => "the mount ended during its commit",
+            };
+            self.nodb.keep_left(writer, why);
+        }
+        for writer in left.iter().filter(|writer| !writer.staging.is_committing()) {
+            writer.staging.desert();
+        }
+        for handle in &open {
+            if let Handle::Log(log) = handle {
+                self.nodb.release_log(log);
             }
         }
         self.nodb.end();
-    }
-
-    /// One handle of a writer's is gone.
-    fn abandon(&self, writer: &Writer, why: &str) {
-        if writer.staging.closed() {
-            self.nodb.abandon(writer, why);
-        }
     }
 }
 

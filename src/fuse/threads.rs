@@ -9,9 +9,10 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::fs::Fs;
 use crate::mount::THREADS;
+use crate::nodb::lock::WAITERS;
 
 /// How many operations may wait for the store, for locks or for the disk's `fsync` at a time.
-const WAITING: usize = 256;
+const WAITING: usize = WAITERS + 256;
 
 /// How many callers may wait for a `flock` or `fcntl` lock at a time.
 const PATIENT: usize = 4096;

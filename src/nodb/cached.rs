@@ -174,9 +174,13 @@ impl Nodb {
                     .delete(std::slice::from_ref(&key))
                     .map(|()| true)?,
             };
+            // an entry that is not ours is the commit's own that came between
+            if !put {
+                continue;
+            }
             if !self.is_still(controller, &attr) {
                 self.store.delete(std::slice::from_ref(&key))?;
-            } else if put {
+            } else {
                 self.forget_entries(self.aliases(place));
                 let payload = Payload::of_document(bytes.clone(), document);
                 self.payloads.put(&attr, &Arc::new(payload));

@@ -27,6 +27,9 @@ use crate::step::{self, Step};
 use crate::store::{LockName, Meanwhile, StoreError, StoreErrorKind};
 use crate::telemetry::event::Event;
 
+/// How often a base is looked at that somebody changes again and again.
+const CHANGES: u32 = 3;
+
 /// What is to become the current generation of which controller.
 #[derive(Debug)]
 pub struct Job<'a> {
@@ -43,8 +46,11 @@ impl Nodb {
     /// Errors: the table of DESIGN.md. After an error the old generation stands, and the content
     /// stays with the writer, who may write on and try again.
     pub fn sync(&self, writer: &Writer, asking: Asking) -> Result<()> {
+        self.sync_under(&mut writer.staging.committing(), writer, asking)
+    }
+
+    fn sync_under(&self, leases: &mut Leases, writer: &Writer, asking: Asking) -> Result<()> {
         let staging = &writer.staging;
-        let mut leases = staging.committing();
         let Some(snapshot) = staging.draft().to_commit() else {
             return Ok(());
         };
@@ -55,7 +61,7 @@ impl Nodb {
             mode,
             asking,
         };
-        match self.commit(&mut leases, &job, None) {
+        match self.commit(leases, &job, None) {
             Ok(attr) => {
                 staging.draft().settle(&snapshot, attr);
                 step::passed(Step::Answer);
@@ -73,10 +79,11 @@ impl Nodb {
     /// end of it. An untouched draft keeps its lock: `echo … > x.nodb` closes a descriptor before
     /// it writes the first byte.
     pub fn flush(&self, writer: &Writer, asking: Asking) -> Result<()> {
-        self.sync(writer, asking)?;
+        let mut leases = writer.staging.committing();
+        self.sync_under(&mut leases, writer, asking)?;
         self.settle_attributes(writer, asking)?;
         if writer.staging.draft().committed {
-            self.locker.release(&mut writer.staging.committing(), false);
+            self.locker.release(&mut leases, false);
         }
         Ok(())
     }
@@ -107,6 +114,7 @@ impl Nodb {
         steps.took("write");
         candidate.sync()?;
         steps.took("fsync");
+        self.keep_up(job, &mut candidate)?;
         self.locker.check(leases)?;
         let _changing = job.controller.changing();
         let published = candidate.publish(&job.controller.place, job.snapshot.base.as_ref());
@@ -229,6 +237,21 @@ impl Nodb {
             job.asking.caller,
         )?;
         Ok(candidate)
+    }
+
+    /// Mode, owner and attributes of the base that were changed while the new generation was synced are its own, too.
+    fn keep_up(&self, job: &Job<'_>, candidate: &mut Candidate) -> Result<()> {
+        let place = &job.controller.place;
+        for _ in 0..CHANGES {
+            match self.plain.stat_now(place) {
+                Ok(base) if !candidate.is_after(&base) => {
+                    candidate.take_after(&self.open_lower(place)?)?;
+                    candidate.sync()?;
+                }
+                _ => break,
+            }
+        }
+        Ok(())
     }
 
     /// Step 7: the published file reads back as it was written; else the old one comes back.
@@ -390,10 +413,10 @@ impl Nodb {
         controller.set_last_error(Some(error.to_string()));
     }
 
-    /// A writer is gone, in words why. What it could not commit is kept where it can be recovered (promise 3).
-    pub fn abandon(&self, writer: &Writer, why: &str) {
+    /// A writer is gone. What it could not commit is kept where it can be recovered (promise 3).
+    pub fn abandon(&self, writer: &Writer) {
         let mut leases = writer.staging.committing();
-        self.keep_left(writer, why);
+        self.keep_left(writer, "closed without a commit");
         self.locker.release(&mut leases, false);
     }
 

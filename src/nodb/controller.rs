@@ -16,6 +16,7 @@ use crate::fs::attr::{Attr, Ident, Stamp};
 use crate::fs::inode::Place;
 use crate::nodb::generation::{Generation, Payload};
 use crate::nodb::logfile::LogFiles;
+use crate::nodb::session::Living;
 use crate::nodb::staging::Staging;
 use crate::store::LockName;
 use crate::store::lease::Held;
@@ -92,6 +93,16 @@ struct Retry {
     tid: u32,
     since: Instant,
     goal: Goal,
+    /// The process of a writer, which may be killed on its way.
+    process: Option<Living>,
+}
+
+impl Retry {
+    fn is_dead(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| !process.lives())
+    }
 }
 
 /// What a returning thread is to be given.
@@ -180,21 +191,23 @@ impl Controller {
 
     /// `tid` was answered ESTALE and will look for the current generation.
     pub fn expect_reader(&self, tid: u32) {
-        self.expect(tid, Goal::Current(Vec::new()));
+        self.expect(tid, Goal::Current(Vec::new()), None);
     }
 
     /// `tid` was answered ESTALE and will look for its staging.
     pub fn expect_writer(&self, tid: u32, staging: Arc<Staging>) {
-        self.expect(tid, Goal::Staging(staging));
+        let process = Living::open(staging.tgid);
+        self.expect(tid, Goal::Staging(staging), process);
     }
 
-    fn expect(&self, tid: u32, goal: Goal) {
+    fn expect(&self, tid: u32, goal: Goal, process: Option<Living>) {
         let mut state = self.state.lock();
         state.retries.retain(|retry| retry.tid != tid || tid == 0);
         state.retries.push(Retry {
             tid,
             since: Instant::now(),
             goal,
+            process,
         });
     }
 
@@ -253,13 +266,15 @@ impl Controller {
             .retain(|retry| !matches!(&retry.goal, Goal::Staging(s) if Arc::ptr_eq(s, staging)));
     }
 
-    /// Forgets threads that have not come back for so long, and with them their stagings and leases.
+    /// Forgets threads that have not come back for so long or never will, and with them their stagings and leases.
     fn expire(&self, limit: Duration) {
         let gone: Vec<Retry> = {
             let mut state = self.state.lock();
             state
                 .retries
-                .extract_if(.., |retry| retry.since.elapsed() >= limit)
+                .extract_if(.., |retry| {
+                    retry.since.elapsed() >= limit || retry.is_dead()
+                })
                 .collect()
         };
         for retry in gone {
@@ -441,7 +456,7 @@ impl Controllers {
         self.known.lock().values().cloned().collect()
     }
 
-    /// Forgets what nobody uses, and threads that have not come back for `limit`.
+    /// Forgets what nobody uses, and threads that have not come back for `limit` or never will.
     pub fn sweep(&self, limit: Duration) {
         let all: Vec<_> = self.known.lock().values().cloned().collect();
         all.iter().for_each(|controller| controller.expire(limit));

@@ -71,6 +71,12 @@ impl Flock {
 }
 
 impl Flocks {
+    /// The mount has ended, and with it whatever was open.
+    pub fn end(&self) {
+        let ended = std::mem::take(&mut *self.held.lock());
+        drop(ended);
+    }
+
     fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }
@@ -278,11 +284,6 @@ impl Nodb {
         if self.flocks.any() {
             self.give_back(|flock| flock.handle == handle);
         }
-    }
-
-    /// The mount has ended, and with it whatever was open.
-    pub(super) fn end_flocks(&self) {
-        self.give_back(|_| true);
     }
 
     /// The lock that keeps `wanted` from being set.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::debug;
@@ -15,7 +16,7 @@ use crate::nodb::session::{Living, Session};
 use crate::nodb::session_lock::{SessionLock, SessionLocks, Through, Worker};
 use crate::step::{self, Step};
 use crate::store::lease::{Held, Keeper, acquire_waiting};
-use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store};
+use crate::store::{self, Acquired, Committed, Holder, LockName, Meanwhile, Store, payload};
 use crate::telemetry::Telemetry;
 use crate::telemetry::event::{Event, Who};
 
@@ -26,6 +27,10 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// For so long the store's word that a lock is ours needs no repetition, though somebody may take it away
 /// by force at any time: the publication is fenced for what happens after the word.
 pub const NEWS: Duration = Duration::from_millis(5);
+
+/// How many may wait for locks at a time, for `--lock-wait` each: most of the threads for what may wait, and the others
+/// are for those who hold the locks, and for plain files. Whoever comes then is refused at once.
+pub const WAITERS: usize = 768;
 
 /// An attempt that took longer has waited for a holder.
 const WAITED: Duration = Duration::from_millis(10);
@@ -105,6 +110,10 @@ pub struct Locker {
     owner: String,
     wait: Duration,
     ttl: Duration,
+    /// Nobody is to wait for a lock any more.
+    ending: AtomicBool,
+    /// How many wait for one, on threads that others need as well.
+    waiters: AtomicUsize,
 }
 
 impl fmt::Debug for Locker {
@@ -132,7 +141,24 @@ impl Locker {
             owner: caller::own_owner(),
             wait,
             ttl,
+            ending: AtomicBool::default(),
+            waiters: AtomicUsize::default(),
         })
+    }
+
+    /// Nobody waits for a lock any more.
+    pub fn end_waits(&self) {
+        self.ending.store(true, Relaxed);
+    }
+
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Relaxed)
+    }
+
+    /// Lets go of all locks, as far as the store answers; for what nobody holds any more.
+    pub fn end(&self) {
+        self.sessions.end();
+        self.keeper.end();
     }
 
     /// Makes sure that `leases` cover the lock `name` of `controller`.
@@ -298,14 +324,15 @@ impl Locker {
         let maker = Living::open(asking.caller.tid);
         let ended = || maker.as_ref().is_some_and(|maker| !maker.lives());
         let interrupted = || caller::is_interrupted(asking.caller.tid) || ended();
-        let answer = match acquire_waiting(
-            &*self.store,
-            name,
-            &self.owner,
-            self.ttl,
-            wait,
-            &interrupted,
-        ) {
+        let others = self.waiters.fetch_add(1, Relaxed);
+        let wait = if others < WAITERS {
+            wait
+        } else {
+            Duration::ZERO
+        };
+        let answer = self.acquire(name, wait, &interrupted);
+        self.waiters.fetch_sub(1, Relaxed);
+        let answer = match answer {
             Err(Error::Locked { key, holder }) if asking.nonblocking => {
                 Err(Error::WouldBlock { key, holder })
             }
@@ -340,15 +367,33 @@ impl Locker {
         caller: Caller,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Arc<SessionLock>> {
-        let (store, ttl) = (&*self.store, self.ttl);
         self.take_with(through, caller, |who| {
-            acquire_waiting(store, name, &self.owner, ttl, Duration::MAX, cancelled).inspect_err(
-                |error| {
-                    self.telemetry
-                        .note(name, &Event::LockRefused { who, error });
-                },
-            )
+            let answer = self.acquire(name, Duration::MAX, cancelled);
+            answer.inspect_err(|error| {
+                self.telemetry
+                    .note(name, &Event::LockRefused { who, error });
+            })
         })
+    }
+
+    /// Takes the lock, waiting at most `wait`, until `cancelled` or the mount's end: what is released then is not for
+    /// those who waited on this mount.
+    fn acquire(
+        &self,
+        name: &LockName,
+        wait: Duration,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<store::Lease> {
+        let (store, ttl) = (&*self.store, self.ttl);
+        let cancelled = || self.is_ending() || cancelled();
+        let lease = acquire_waiting(store, name, &self.owner, ttl, wait, &cancelled)?;
+        if !self.is_ending() {
+            return Ok(lease);
+        }
+        let holder = payload::holder(lease.value.as_bytes()).to_string();
+        drop(self.keeper.hold(self.store.clone(), lease));
+        let key = name.key();
+        Err(Error::Interrupted(Box::new(Error::Locked { key, holder })))
     }
 
     fn take_with(

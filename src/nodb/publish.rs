@@ -45,6 +45,8 @@ pub struct Candidate {
     /// Whether the file is nodbfs's own and goes when it is not published.
     temporary: bool,
     synced: Synced,
+    /// The base's ctime when its mode, owner and attributes were taken over, in nanoseconds since the epoch.
+    taken_at: Option<i128>,
 }
 
 /// Whether a file is on stable storage.
@@ -86,6 +88,7 @@ impl Candidate {
             fd,
             temporary: true,
             synced: Synced::No,
+            taken_at: None,
         };
         candidate.fill(content)?;
         Ok(candidate)
@@ -102,6 +105,7 @@ impl Candidate {
             target_dir,
             temporary: false,
             synced: Synced::No,
+            taken_at: None,
         })
     }
 
@@ -127,6 +131,7 @@ impl Candidate {
     pub fn take_after(&mut self, old: &OwnedFd) -> Result<()> {
         step::at(Step::TakeAfter)?;
         let base = Attr::of_fd(old)?;
+        self.taken_at = Some(base.ctime);
         let now = Attr::of_fd(&self.fd)?;
         if (now.uid, now.gid) != (base.uid, base.gid) {
             let (uid, gid) = (Some(Uid::from_raw(base.uid)), Some(Gid::from_raw(base.gid)));
@@ -139,6 +144,11 @@ impl Candidate {
         }
         self.drop_acl()?;
         self.copy_xattrs(old)
+    }
+
+    /// Whether `base` has nothing that was not taken over.
+    pub fn is_after(&self, base: &Attr) -> bool {
+        self.taken_at.is_none_or(|ctime| ctime == base.ctime)
     }
 
     /// A directory's default ACL grants nothing that the base did not.

@@ -284,10 +284,11 @@ impl Nodb {
             .plain
             .stat_now(place)
             .map_or(true, |now| now.stamp() != attr.stamp());
-        let undone = if moved_on {
-            self.store.delete(&[key.to_owned()])
-        } else {
-            Ok(())
+        // what is not ours is the commit's own
+        let undone = match put {
+            Ok(false) => Ok(()),
+            _ if moved_on => self.store.delete(&[key.to_owned()]),
+            _ => Ok(()),
         };
         match (put, undone) {
             (Ok(true), Ok(())) if !moved_on => {

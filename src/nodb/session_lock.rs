@@ -165,6 +165,16 @@ impl SessionLock {
         }
     }
 
+    /// As [`SessionLock::give_up`] at the mount's end, when nobody waits for the store.
+    fn end(&self) {
+        let mut work = self.work.lock();
+        work.given_up = true;
+        if work.writers == 0 && Arc::strong_count(&self.held) == 1 {
+            drop(work);
+            self.held.release_later("the mount has ended");
+        }
+    }
+
     /// Unless it is a writer's own lock as well, which that gives back.
     fn give_back(&self) {
         if Arc::strong_count(&self.held) == 1 {
@@ -214,9 +224,10 @@ impl SessionLock {
 
     fn let_go(&self, why: &str) {
         // what cannot be told now is the keeper's to tell
-        let _ = self.held.release(None);
-        let who = &self.who();
-        self.held.note(&Event::LockReleased { who, why });
+        if let Ok(true) = self.held.release(None) {
+            let who = &self.who();
+            self.held.note(&Event::LockReleased { who, why });
+        }
     }
 
     fn is_over(&self) -> Option<&'static str> {
@@ -332,12 +343,11 @@ impl SessionLocks {
         watched.then_some(left)
     }
 
-    /// The mount has ended, and nobody would renew them any more.
+    /// The mount has ended, and nobody would renew them any more: they go, the others with their last writer.
     pub fn end(&self) {
-        for lock in &self.all() {
-            self.remove(lock);
-            lock.let_go("the mount has ended");
-        }
+        let ended = std::mem::take(&mut *self.locks.lock());
+        self.count.store(0, Relaxed);
+        ended.values().for_each(|lock| lock.end());
         self.wake();
     }
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 pub use super::acquire::{Pace, acquire_paced, acquire_waiting};
-use super::{Committed, Holder, Lease, LockName, Meanwhile, Store, StoreError, payload};
+use super::{
+    Committed, Holder, Lease, LockName, Meanwhile, Store, StoreError, StoreErrorKind, payload,
+};
 use crate::step::{self, Step};
 use crate::telemetry::Telemetry;
 use crate::telemetry::event::{Event, Who};
@@ -18,16 +20,16 @@ use crate::telemetry::event::{Event, Who};
 /// How soon what could not be delivered is tried again at the latest.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Renews the held leases of a process at a third of their TTL, in one thread. When it is dropped it
-/// makes one last attempt at what is still to be released; leases held longer than the keeper lives
-/// end with their TTL.
+/// Renews the held leases of a process at a third of their TTL, in one thread. When it ends, by a call or by being
+/// dropped, it makes one last attempt at what is still to be released; leases held longer than that end with their
+/// TTL.
 ///
 /// Lock order: none. The keeper's queue and a lease's state are never locked together, and neither
 /// during a call to the store.
 pub struct Keeper {
     queue: Arc<Queue>,
     telemetry: Arc<Telemetry>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Keeper {
@@ -46,7 +48,7 @@ impl Keeper {
         Ok(Self {
             queue,
             telemetry,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -65,14 +67,26 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
-    fn drop(&mut self) {
+impl Keeper {
+    /// Renews no more, and releases what was dropped, as far as the store answers.
+    pub fn end(&self) {
         self.queue.lock().stopping = true;
         self.queue.changed.notify_one();
-        if let Some(thread) = self.thread.take() {
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
             // the thread has nothing to say, and a panic of it has been reported
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -188,6 +202,20 @@ impl Held {
         released
     }
 
+    /// Releases the lock in the keeper's thread, in words why.
+    pub fn release_later(&self, why: &str) {
+        if let Some(lease) = self.let_go() {
+            let who = &Who::default();
+            self.telemetry
+                .note(&self.name, &Event::LockReleased { who, why });
+            self.leave(Release {
+                store: self.store.clone(),
+                lease,
+                committed: None,
+            });
+        }
+    }
+
     /// The lease, if it was not let go before. A lost one too: it has something to pass on, and the
     /// mirror flag may want clearing.
     fn let_go(&self) -> Option<Lease> {
@@ -239,18 +267,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(lease) = self.let_go() {
-            let released = Event::LockReleased {
-                who: &Who::default(),
-                why: "whoever it was for is gone",
-            };
-            self.telemetry.note(&self.name, &released);
-            self.leave(Release {
-                store: self.store.clone(),
-                lease,
-                committed: None,
-            });
-        }
+        self.release_later("whoever it was for is gone");
     }
 }
 
@@ -316,10 +333,14 @@ impl Queue {
                 self.push(due, task);
             }
         }
-        let left = std::mem::take(&mut self.lock().tasks);
-        for task in left.into_values() {
-            if let Task::Release(release) = task {
-                release.run();
+        for task in std::mem::take(&mut self.lock().tasks).into_values() {
+            let Task::Release(release) = task else {
+                continue;
+            };
+            let failure = release.run().err().map(|error| error.kind);
+            // whoever does not answer one answers none, and nobody is to wait for all of them
+            if let Some(StoreErrorKind::Unreachable | StoreErrorKind::TimedOut) = failure {
+                return;
             }
         }
     }
@@ -357,7 +378,7 @@ impl Task {
                 Some((due, Self::Renew(held)))
             }
             Self::Release(release) => {
-                let again = !release.run() && !release.lease.remaining().is_zero();
+                let again = release.run().is_err() && !release.lease.remaining().is_zero();
                 again.then(|| (Instant::now() + AGAIN, Self::Release(release)))
             }
         }
@@ -397,12 +418,11 @@ impl Release {
             .release_while(&self.lease, self.committed.as_ref(), meanwhile)
     }
 
-    /// One attempt in the background; `false` if it is worth another.
-    fn run(&self) -> bool {
+    /// One attempt in the background; after an error it is worth another.
+    fn run(&self) -> std::result::Result<bool, StoreError> {
         let released = self.attempt(Meanwhile::default());
-        if let Err(error) = &released {
+        released.inspect_err(|error| {
             warn!(lock = self.lease.name.key(), %error, "the lock could not be released");
-        }
-        released.is_ok()
+        })
     }
 }
