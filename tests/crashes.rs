@@ -379,7 +379,7 @@ fn refused_documents_are_bounded_and_the_latest_are_kept() {
 /// written is kept (promise 3), and their locks, whatever they have them for, are nobody's.
 #[test]
 fn a_mount_that_ends_keeps_what_was_not_saved_and_no_lock() {
-    let mut site = Site::new(&[]);
+    let mut site = Site::new(&["--lock-wait", "1h"]);
     // a process of its own: one that starts others closes descriptors in them, and so commits
     let code = r#"
 import os, sys
@@ -402,6 +402,12 @@ sys.stdin.readline()
     for name in ["wepp.nodb", "soils.nodb"] {
         assert!(site.lock(name).is_some());
     }
+    // who waits for one of them gets it no more
+    let waiting = format!(": >>{}", site.at("soils.nodb").display());
+    let mut waiter = Command::new("sh").args(["-c", &waiting]).spawn().unwrap();
+    eventually("it waits", || {
+        fs::read_to_string(site.at("soils.nodb.log")).is_ok_and(|log| log.contains("lock waiting"))
+    });
     assert!(site.mount.stop().success());
     for name in ["wepp.nodb", "soils.nodb", "new.nodb"] {
         assert_eq!(site.lock(name), None, "{name}");
@@ -420,6 +426,7 @@ sys.stdin.readline()
     }
     drop(writer.stdin.take());
     assert!(writer.wait().unwrap().success());
+    assert!(!waiter.wait().unwrap().success());
     site.remount();
     for name in ["wepp.nodb", "soils.nodb"] {
         assert_eq!(save(&site.at(name), &document(name, 1)), Ok(()));

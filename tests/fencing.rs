@@ -9,8 +9,9 @@ mod site;
 mod tracer;
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use common::mount::Mount;
 use common::program::Program;
 use common::redis::RedisServer;
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::process::Signal;
 use serde_json::json;
 use site::{Site, document, save};
@@ -198,6 +200,28 @@ fn what_replaced_a_vain_publication_stays() {
     assert_eq!(late.join().unwrap(), Err(libc::ESTALE));
     assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 3));
     site.assert_clean();
+}
+
+/// Mode and attributes of a document change, beside the mount, while its next generation is on its way to the disk:
+/// that has them, too (promise 4).
+#[test]
+fn a_mode_that_changes_during_a_commit_survives_it() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&[]);
+    let tracer = Tracer::inject(&site.mount, "fsync:delay_enter=2000000:when=1");
+    let path = site.at("wepp.nodb");
+    let saving = thread::spawn(move || save(&path, &document("wepp.nodb", 1)));
+    tracer.await_call(libc::SYS_fsync);
+    let disk = site.on_disk("wepp.nodb");
+    std::fs::set_permissions(&disk, Permissions::from_mode(0o604)).unwrap();
+    setxattr(&disk, "user.kept", b"1", XattrFlags::empty()).unwrap();
+    assert_eq!(saving.join().unwrap(), Ok(()));
+    assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 1));
+    assert_eq!(disk.metadata().unwrap().mode() & 0o777, 0o604);
+    let mut value = [0; 8];
+    assert_eq!(getxattr(&disk, "user.kept", &mut value[..]), Ok(1));
 }
 
 /// The lock of an open writer was taken away, and nobody has noticed: what the process opens next has a lock of
