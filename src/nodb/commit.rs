@@ -14,6 +14,7 @@ use crate::fs::change::SetAttr;
 use crate::fs::inode::Place;
 use crate::fs::plain;
 use crate::nodb::Nodb;
+use crate::nodb::caller;
 use crate::nodb::controller::Controller;
 use crate::nodb::document::Document;
 use crate::nodb::generation::Payload;
@@ -79,6 +80,8 @@ impl Nodb {
     /// end of it. An untouched draft keeps its lock: `echo … > x.nodb` closes a descriptor before
     /// it writes the first byte.
     pub fn flush(&self, writer: &Writer, asking: Asking) -> Result<()> {
+        let closer = caller::process_of(asking.caller.tid).unwrap_or(0);
+        writer.staging.left_by(closer);
         let mut leases = writer.staging.committing();
         self.sync_under(&mut leases, writer, asking)?;
         self.settle_attributes(writer, asking)?;

@@ -341,7 +341,7 @@ impl Controller {
         let own = writers
             .iter()
             .filter(|writer| tgid != 0 && writer.tgid == tgid);
-        let mut open = own.filter(|writer| writer.is_open());
+        let mut open = own.filter(|writer| writer.is_in_use());
         open.any(|writer| writer.draft().base.map(|base| base.stamp()) != current)
     }
 

@@ -49,6 +49,9 @@ pub struct Draft {
     mtime: i128,
     /// Open handles.
     handles: u32,
+    /// Its process has closed a descriptor, and used none since: if that was the last, the kernel tells of it a moment
+    /// later.
+    left: bool,
     /// Why the content was refused last.
     pub refused: Option<Refusal>,
     /// Why the writer cannot have the lock, to be told when it comes.
@@ -83,6 +86,7 @@ impl Staging {
             set: SetAttr::default(),
             mtime: base.map_or(newborn.mtime, |base| base.mtime),
             handles: 0,
+            left: false,
             refused: None,
             unlocked: None,
         };
@@ -148,6 +152,19 @@ impl Staging {
         self.draft.lock().handles > 0
     }
 
+    /// Whether its process has it open, as far as is known.
+    pub fn is_in_use(&self) -> bool {
+        let draft = self.draft.lock();
+        draft.handles > 0 && !draft.left
+    }
+
+    /// A descriptor was closed by the process `tgid`.
+    pub fn left_by(&self, tgid: u32) {
+        if tgid == self.tgid {
+            self.draft.lock().left = true;
+        }
+    }
+
     /// One more handle.
     pub fn opened(&self) {
         self.draft.lock().handles += 1;
@@ -196,6 +213,7 @@ impl Draft {
     }
 
     fn touch(&mut self) {
+        self.left = false;
         // a write is later than any time that was set before
         self.set.mtime = None;
         self.dirty = true;
@@ -249,7 +267,11 @@ pub struct Writer {
 
 impl Writer {
     pub fn read(&self, offset: u64, size: usize) -> Vec<u8> {
-        let content = self.staging.draft().content.clone();
+        let content = {
+            let mut draft = self.staging.draft();
+            draft.left = false;
+            draft.content.clone()
+        };
         window(&content, offset, size).to_vec()
     }
 }
