@@ -114,7 +114,12 @@ impl Remembered {
 
     /// All changes made before `when` have been told, and those made from now on will be.
     pub fn told(&self, when: Instant) {
-        self.state().told = Some(when);
+        let mut state = self.state();
+        if state.told.is_none() {
+            // asked before anything was told, and perhaps answered before it changed
+            state.answers.clear();
+        }
+        state.told = Some(when);
     }
 
     /// Changes are told no more.
@@ -203,6 +208,14 @@ mod tests {
         };
         assert_eq!(remembered.get("k", LONG, ask).unwrap(), said("old"));
         assert_eq!(get(&remembered, "k", said("new")), (said("new"), true));
+        // nor what was asked for before changes were told
+        remembered.untold();
+        let ask = || {
+            remembered.told(Instant::now());
+            Ok::<_, ()>(said("older"))
+        };
+        assert_eq!(remembered.get("k3", LONG, ask).unwrap(), said("older"));
+        assert_eq!(get(&remembered, "k3", said("new")), (said("new"), true));
         let failed = remembered.get("k2", LONG, || Err(()));
         assert_eq!(
             (failed, get(&remembered, "k2", said("x")).1),
