@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
+use server::Talks;
 use status::Status;
 use wire::Channel;
 
@@ -116,6 +117,10 @@ impl Failure {
             hint: Some(hint.into()),
         }
     }
+
+    fn ended() -> Self {
+        Self::new("the mount has ended", "mount it again")
+    }
 }
 
 impl From<Error> for Failure {
@@ -156,6 +161,7 @@ pub struct Context {
     pub mountpoint: Option<PathBuf>,
     pub read_only: bool,
     pub started: Instant,
+    talks: Talks,
 }
 
 impl Context {
@@ -172,13 +178,18 @@ impl Context {
             mountpoint,
             read_only,
             started: Instant::now(),
+            talks: Talks::default(),
         }
+    }
+
+    /// Takes no more questions, and waits, not for ever, until what was asked is done and answered.
+    pub fn end(&self) {
+        self.talks.end();
     }
 
     /// The file system, for as long as an answer takes.
     pub fn fs(&self) -> Result<Arc<Fs>, Failure> {
-        let ended = || Failure::new("the mount has ended", "mount it again");
-        self.fs.upgrade().ok_or_else(ended)
+        self.fs.upgrade().ok_or_else(Failure::ended)
     }
 }
 
@@ -201,12 +212,15 @@ impl Peer<'_> {
         Ok(self.channel.send(answer, body)?)
     }
 
-    /// What is asked next, in the middle of an answer; `None`: the peer has hung up.
-    pub fn hear(&mut self) -> Result<Option<(Request, Vec<u8>)>, Failure> {
-        Ok(self.channel.receive()?)
+    /// What is asked next, in the middle of an answer.
+    ///
+    /// # Errors
+    /// Nothing is: the mount ends, or the peer has hung up, and will not be told.
+    pub fn hear(&mut self) -> Result<(Request, Vec<u8>), Failure> {
+        self.channel.receive()?.ok_or_else(Failure::ended)
     }
 
-    /// Whether nobody listens any more. Does not wait.
+    /// Whether nobody listens any more, or the mount ends. Does not wait.
     pub fn is_gone(&self) -> bool {
         self.channel.is_over()
     }

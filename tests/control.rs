@@ -23,9 +23,10 @@ use bindfs::Bindfs;
 use common::command::nodbfs;
 use common::mount::Mount;
 use common::redis::RedisServer;
+use rustix::process::Signal;
 use serde_json::Value;
-use site::{Site, document, eventually, save, within};
-use tracer::is_root;
+use site::{Site, document, eventually, listing, save, within};
+use tracer::{Tracer, is_root};
 
 fn words<'a>(args: &[&'a str], path: &'a Path) -> Vec<&'a str> {
     let mut words = args.to_vec();
@@ -415,4 +416,59 @@ fn too_many_conversations_are_refused_until_one_ends() {
             .out
             .contains("serving")
     });
+}
+
+/// The daemon is told to end while a commit of an edit is at its exchange.
+#[test]
+fn a_commit_that_is_under_way_when_the_mount_ends_is_done_and_answered() {
+    if !is_root() {
+        return;
+    }
+    for signal in [None, Some(Signal::TERM)] {
+        let mut site = Site::new(&[]);
+        let at = site.at("wepp.nodb");
+        fs::read(&at).unwrap();
+        let tracer = Tracer::inject(&site.mount, "renameat2:delay_enter=3000000:when=1");
+        let asked = at.clone();
+        let editing =
+            thread::spawn(move || nodbfs(&["edit", asked.to_str().unwrap(), "--set", "_n=1"]));
+        tracer.await_call(libc::SYS_renameat2);
+        match signal {
+            Some(signal) => site.mount.signal(signal),
+            None => drop(nodbfs(&words(&["umount"], site.mount.path())).ok()),
+        }
+        editing.join().unwrap().ok();
+        assert!(site.mount.wait().is_some_and(|status| status.success()));
+        drop(tracer);
+        assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 1));
+        let entry = site.entry("wepp.nodb");
+        assert!(entry.is_none_or(|entry| entry.contains("\"_n\": 1")));
+        assert_eq!(site.lock("wepp.nodb"), None);
+        let left = listing(&site.on_disk(""));
+        assert_eq!(left, ["held.nodb", "soils.nodb", "wepp.nodb"]);
+    }
+}
+
+/// As a pager does that is looked at.
+#[test]
+fn whoever_asks_and_does_not_read_keeps_no_mount_from_ending() {
+    let mut site = Site::new(&[]);
+    let mut stream = connect(&name(site.mount.path()), site.mount.pid());
+    stream
+        .write_all(b"{\"version\":1,\"say\":{\"log\":{\"path\":\"\",\"follow\":true}}}\n")
+        .unwrap();
+    let line = "x".repeat(60_000);
+    let at = site.at("wepp.nodb");
+    let publish = || nodbfs(&["publish", at.to_str().unwrap(), &line]).ok();
+    eventually("it is told of a line", || {
+        publish();
+        rustix::io::ioctl_fionread(&stream).unwrap() > 50_000
+    });
+    // more than what a socket takes
+    for _ in 0..8 {
+        publish();
+    }
+    assert!(site.mount.stop().success());
+    let log = site.mount.log();
+    assert!(!log.contains("conversations are still under way"), "{log}");
 }

@@ -6,7 +6,7 @@ use crate::error::{Errno, Error};
 use crate::nodb::lock::Asking;
 
 /// Locks the controller, sends its document, and commits the one that comes back as
-/// [`Request::Commit`]; a peer that hangs up wants none.
+/// [`Request::Commit`]; a peer that hangs up wants none, and one that the mount's end overtakes is told.
 pub fn edit(context: &Context, peer: &mut Peer<'_>, path: &str) -> Result<(), Failure> {
     let fs = context.fs()?;
     if context.read_only {
@@ -19,8 +19,7 @@ pub fn edit(context: &Context, peer: &mut Peer<'_>, path: &str) -> Result<(), Fa
     let content = transaction.content()?.clone();
     peer.tell_with(&Answer::Locked, &content)?;
     match peer.hear()? {
-        Some((Request::Commit, body)) => Ok(transaction.commit(body)?),
-        None => Ok(()),
-        Some(_) => Err(Errno::INVAL.into()),
+        (Request::Commit, body) => Ok(transaction.commit(body)?),
+        _ => Err(Errno::INVAL.into()),
     }
 }

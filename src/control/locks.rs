@@ -113,9 +113,8 @@ pub fn lock(
     let heard = told.and_then(|()| peer.hear());
     let released = fs.nodb().unlock_for_command(&lock);
     match heard? {
-        Some((Request::Release, _)) => peer.tell(&Answer::Released(released?)),
-        None => Ok(()),
-        Some(_) => Err(Errno::INVAL.into()),
+        (Request::Release, _) => peer.tell(&Answer::Released(released?)),
+        _ => Err(Errno::INVAL.into()),
     }
 }
 

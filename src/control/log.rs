@@ -118,14 +118,23 @@ pub fn log(
             tell(peer, name, line.text.trim_end_matches('\n'))?;
         }
         (next, patience) = (after, TICK);
-        if !follow || peer.is_gone() {
+        if !follow {
             return Ok(());
+        }
+        if peer.is_gone() {
+            return Err(Failure::ended());
         }
         context.fs()?;
     }
 }
 
+/// A peer that does not read, such as a pager, is waited for, but not at the mount's end.
 fn tell(peer: &mut Peer<'_>, name: &LockName, line: &str) -> Result<(), Failure> {
+    while !peer.channel.has_room(TICK) {
+        if peer.is_gone() {
+            return Err(Failure::ended());
+        }
+    }
     peer.tell(&Answer::Log(LogLine {
         runid: name.runid.clone(),
         controller: name.relpath.clone(),

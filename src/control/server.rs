@@ -11,7 +11,6 @@ use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,33 +30,36 @@ const MOST: usize = 64;
 /// How often a name that is taken is tried again: by a daemon that has not quite ended.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How long the end of a mount waits for conversations that are under way.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long the end of a mount waits for what is under way: as long as for what came through the kernel.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Where the daemon of the mount with this device number answers.
 pub fn address((major, minor): (u32, u32)) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("nodbfs-control-{major}:{minor}"))
 }
 
-/// A daemon's answering end. Dropped, it hangs up on everybody and takes no more questions.
+/// A daemon's answering end, until it is dropped.
 #[derive(Debug)]
-pub struct Server(Arc<Shared>);
+pub struct Server(Arc<Context>);
 
+/// The conversations of a daemon.
+///
 /// Lock order: `open` and `listener` are each taken alone, and held across nothing that can wait.
 #[derive(Debug, Default)]
-struct Shared {
-    ended: AtomicBool,
+pub struct Talks {
     /// To be woken by; `None` while its name is taken.
     listener: Mutex<Option<UnixListener>>,
     open: Mutex<Open>,
     closed: Condvar,
 }
 
-/// The conversations under way.
+/// Those that are under way.
 #[derive(Debug, Default)]
 struct Open {
     streams: HashMap<u64, UnixStream>,
     opened: u64,
+    /// No more questions are taken; what is under way is waited for until then.
+    until: Option<Instant>,
 }
 
 impl Server {
@@ -66,100 +68,107 @@ impl Server {
     /// # Errors
     /// No thread could be started.
     pub fn start(dev: (u32, u32), context: Arc<Context>) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
-        let server = Self(shared.clone());
+        let server = Self(context.clone());
         let listener = bind(dev);
         let thread = thread::Builder::new().name("nodbfs-control".to_owned());
-        thread.spawn(move || shared.listen(listener, dev, &context))?;
+        thread.spawn(move || listen(&context, listener, dev))?;
         Ok(server)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.0.ended.store(true, Relaxed);
-        // whoever mounts next may get the same device number, and needs the name
-        if let Some(listener) = self.0.listener.lock().take() {
-            let _ = shutdown(&listener, How::Both);
+        self.0.talks.end();
+    }
+}
+
+fn listen(context: &Arc<Context>, mut listener: Option<UnixListener>, dev: (u32, u32)) {
+    let talks = &context.talks;
+    let listener = loop {
+        if talks.have_ended() {
+            return;
         }
-        let deadline = Instant::now() + DRAIN;
-        let mut open = self.0.open.lock();
-        for stream in open.streams.values() {
-            // whoever has hung up already is as good
-            let _ = stream.shutdown(Shutdown::Both);
+        if let Some(listener) = listener {
+            break listener;
         }
-        while !open.streams.is_empty() {
-            if self.0.closed.wait_until(&mut open, deadline).timed_out() {
-                return debug!("conversations end with the process");
+        thread::sleep(AGAIN);
+        listener = bind(dev);
+    };
+    *talks.listener.lock() = listener.try_clone().ok();
+    if talks.have_ended() {
+        return;
+    }
+    for stream in listener.incoming() {
+        if talks.have_ended() {
+            return;
+        }
+        match stream {
+            Ok(stream) => accept(stream, context),
+            Err(error) => {
+                if talks.have_ended() {
+                    return;
+                }
+                warn!(%error, "a question could not be taken");
+                // out of descriptors, perhaps
+                thread::sleep(AGAIN);
             }
         }
     }
 }
 
-impl Shared {
-    fn listen(
-        self: Arc<Self>,
-        mut listener: Option<UnixListener>,
-        dev: (u32, u32),
-        context: &Arc<Context>,
-    ) {
-        let listener = loop {
-            if self.ended.load(Relaxed) {
-                return;
+fn accept(stream: UnixStream, context: &Arc<Context>) {
+    let Ok(known) = stream.try_clone() else {
+        return;
+    };
+    let refusal = match context.talks.enter(known) {
+        Ok(id) => {
+            let shared = context.clone();
+            let talk = move || {
+                converse(stream, &shared);
+                shared.talks.leave(id);
+            };
+            let thread = thread::Builder::new().name("nodbfs-answer".to_owned());
+            if thread.spawn(talk).is_err() {
+                context.talks.leave(id);
             }
-            if let Some(listener) = listener {
-                break listener;
-            }
-            thread::sleep(AGAIN);
-            listener = bind(dev);
-        };
-        *self.listener.lock() = listener.try_clone().ok();
-        if self.ended.load(Relaxed) {
             return;
         }
-        for stream in listener.incoming() {
-            if self.ended.load(Relaxed) {
-                return;
+        Err(refusal) => refusal,
+    };
+    // the message fits into the socket's buffer, so nobody is waited for
+    let told =
+        Channel::new(stream, 0).and_then(|mut channel| channel.send(&Answer::Failed(refusal), &[]));
+    if let Err(error) = told {
+        debug!(%error, "refused, and not told");
+    }
+}
+
+impl Talks {
+    /// Takes no more questions, and waits until those that were asked are answered. Called again, it waits for
+    /// what is left of its time.
+    pub fn end(&self) {
+        let until = {
+            let mut open = self.open.lock();
+            for stream in open.streams.values() {
+                // for reading only: the answer is still to come. Whoever has hung up already is as good
+                let _ = stream.shutdown(Shutdown::Read);
             }
-            match stream {
-                Ok(stream) => self.accept(stream, context),
-                Err(error) => {
-                    if self.ended.load(Relaxed) {
-                        return;
-                    }
-                    warn!(%error, "a question could not be taken");
-                    // out of descriptors, perhaps
-                    thread::sleep(AGAIN);
-                }
+            *open.until.get_or_insert_with(|| Instant::now() + DRAIN)
+        };
+        // whoever mounts next may get the same device number, and needs the name
+        if let Some(listener) = self.listener.lock().take() {
+            let _ = shutdown(&listener, How::Both);
+        }
+        let mut open = self.open.lock();
+        while !open.streams.is_empty() {
+            if self.closed.wait_until(&mut open, until).timed_out() {
+                return warn!("conversations are still under way: they end with the process");
             }
         }
     }
 
-    fn accept(self: &Arc<Self>, stream: UnixStream, context: &Arc<Context>) {
-        let Ok(known) = stream.try_clone() else {
-            return;
-        };
-        let (shared, context) = (self.clone(), context.clone());
-        let refusal = match self.enter(known) {
-            Ok(id) => {
-                let talk = move || {
-                    converse(stream, &context);
-                    shared.leave(id);
-                };
-                let thread = thread::Builder::new().name("nodbfs-answer".to_owned());
-                if thread.spawn(talk).is_err() {
-                    self.leave(id);
-                }
-                return;
-            }
-            Err(refusal) => refusal,
-        };
-        // the message fits into the socket's buffer, so nobody is waited for
-        let told = Channel::new(stream, 0)
-            .and_then(|mut channel| channel.send(&Answer::Failed(refusal), &[]));
-        if let Err(error) = told {
-            debug!(%error, "refused, and not told");
-        }
+    fn have_ended(&self) -> bool {
+        self.open.lock().until.is_some()
     }
 
     fn enter(&self, stream: UnixStream) -> Result<u64, Failure> {
@@ -176,6 +185,10 @@ impl Shared {
                 format!("{MOST} conversations are under way already"),
                 "end one of them, such as a 'nodbfs log -f'",
             ));
+        }
+        if open.until.is_some() {
+            // it came too late to be told of the end with the others
+            let _ = stream.shutdown(Shutdown::Read);
         }
         open.opened += 1;
         let id = open.opened;

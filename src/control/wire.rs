@@ -2,7 +2,9 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -99,6 +101,14 @@ impl Channel {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         self.reader.buffer().is_empty()
             && recv(&self.stream, &mut [0; 1], flags).is_ok_and(|(read, _)| read == 0)
+    }
+
+    /// Whether a line can be sent at once; waits for that no longer than `patience`.
+    pub fn has_room(&self, patience: Duration) -> bool {
+        let patience = Timespec::try_from(patience).unwrap_or_default();
+        let mut room = [PollFd::new(&self.stream, PollFlags::OUT)];
+        // an error is a signal, and the next look tells
+        poll(&mut room, Some(&patience)).is_ok_and(|ready| ready > 0)
     }
 
     /// The socket itself.
