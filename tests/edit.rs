@@ -19,10 +19,30 @@ const NAME: &str = "wepp.nodb";
 /// A document of which nothing may be written anew that was not changed.
 const ODD: &str = r#"{"py/object": "wepp", "n": 0, "n": 1.50, "py/state": {"_n": 0, "big": 123456789012345678901234567890, "x": [NaN, {"a": -0.0}], "s": "\u00e9\ud800"}}"#;
 
+/// Where what the daemon did not get is kept, but where a test says otherwise.
+const STATE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/state of edit");
+
 fn edit(path: &Path, more: &[&str]) -> Ended {
     let mut words = vec!["edit", path.to_str().unwrap()];
+    if !more.contains(&"--state-dir") {
+        words.extend(["--state-dir", STATE]);
+    }
     words.extend(more);
     nodbfs(&words)
+}
+
+/// What was not committed and is kept, as the hint says.
+fn kept(failed: &str) -> String {
+    let (_, hint) = failed.split_once("is kept: nodbfs ").expect(failed);
+    let (show, state) = hint.trim().split_once(" --state-dir ").expect(hint);
+    let words: Vec<_> = show.split(' ').chain(["--state-dir", state]).collect();
+    nodbfs(&words).ok()
+}
+
+/// Waits until `go` is there, and says so before.
+fn waiting(site: &Site) -> String {
+    let [ready, go] = ["ready", "go"].map(|name| site.on_disk(name).display().to_string());
+    format!("touch {ready}; until test -e {go}; do sleep 0.02; done")
 }
 
 fn odd() -> Site {
@@ -127,6 +147,15 @@ fn what_is_refused_is_said_and_kept() {
         let kept = site.rejected().pop().unwrap();
         assert_eq!(fs::read_to_string(kept).unwrap(), "{\n");
     }
+    // the daemon has kept it, and nobody else need do so
+    let before = site.rejected().len();
+    let state = site.mount.state_dir().to_str().unwrap();
+    let refused = edit(
+        &site.at(NAME),
+        &["--state-dir", state, "--", "echo", "[", "1"],
+    );
+    assert_eq!(kept(&refused.failed(1)), "[ 1\n");
+    assert_eq!(site.rejected().len(), before + 1);
     // not even UTF-8
     edit(&site.at(NAME), &["--", "printf", "\\377"]).failed(1);
     assert_eq!(fs::read(site.rejected().pop().unwrap()).unwrap(), b"\xff");
@@ -140,6 +169,98 @@ fn what_is_refused_is_said_and_kept() {
     assert!(failed.contains("is a directory"), "{failed}");
     assert_eq!(site.text(NAME), ODD);
     assert_eq!(site.lock(NAME), None);
+}
+
+/// An editor is open while the mount ends, by itself or not; then it saves.
+#[test]
+fn what_was_edited_is_kept_when_the_mount_ends_meanwhile() {
+    for (end, is_filter) in [
+        ("umount", false),
+        ("umount", true),
+        ("TERM", false),
+        ("KILL", true),
+    ] {
+        let mut site = odd();
+        let (at, wait) = (site.at(NAME), waiting(&site));
+        let program = format!("{wait}; sed -i 's/0/7/' \"$1\"");
+        let filter = format!("{wait}; sed 's/0/7/'");
+        let command = match is_filter {
+            false => ["--", "sh", "-ec", &program, "sh", "{}"].map(str::to_owned),
+            true => ["--", "sh", "-ec", &filter, "sh", "-"].map(str::to_owned),
+        };
+        let editing = thread::spawn(move || edit(&at, &command.each_ref().map(String::as_str)));
+        eventually("it is edited", || site.on_disk("ready").exists());
+        match end {
+            "umount" => drop(nodbfs(&["umount", site.mount.path().to_str().unwrap()]).ok()),
+            "TERM" => drop(site.mount.stop()),
+            _ => site.mount.crash(),
+        }
+        fs::write(site.on_disk("go"), "").unwrap();
+        let failed = editing.join().unwrap().failed(1);
+        assert_eq!(kept(&failed), ODD.replacen('0', "7", 1), "{end}: {failed}");
+        assert_eq!(site.text(NAME), ODD);
+        if end != "KILL" {
+            assert!(failed.contains("the mount has ended"), "{end}: {failed}");
+            assert_eq!(site.lock(NAME), None, "{end}");
+        }
+    }
+}
+
+#[test]
+fn what_is_too_large_for_the_daemon_is_kept_all_the_same() {
+    let site = Site::new(&["--max-payload", "1k"]);
+    let large = format!("[{}1]", "1, ".repeat(400_000));
+    let printed = format!("print('{large}', end='')");
+    fs::write(site.on_disk("large.py"), printed).unwrap();
+    let program = site.on_disk("large.py").display().to_string();
+    let failed = edit(&site.at(NAME), &["--", "python3", &program]).failed(1);
+    assert!(failed.contains("bytes are too many"), "{failed}");
+    assert!(kept(&failed) == large);
+    assert_eq!(site.lock(NAME), None);
+}
+
+#[test]
+fn without_a_state_directory_what_was_not_committed_is_kept_beside_it() {
+    let site = odd();
+    let words = ["--state-dir", "/dev/null/none", "--", "echo", "{"];
+    let failed = edit(&site.at(NAME), &words).failed(1);
+    assert!(
+        failed.contains("the state directory cannot be used"),
+        "{failed}"
+    );
+    let (_, copy) = failed.split_once("what it was to be is in ").unwrap();
+    let copy = Path::new(copy.trim());
+    assert_eq!(fs::read_to_string(copy).unwrap(), "{\n");
+    fs::remove_dir_all(copy.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn what_a_program_has_written_before_it_failed_stays() {
+    let site = odd();
+    let left_by = |script: &str, code| {
+        let failed = edit(&site.at(NAME), &["--", "sh", "-c", script, "sh", "{}"]).failed(code);
+        let (_, left) = failed.split_once("What it has written stays in ")?;
+        let dir = Path::new(left.trim());
+        let text = fs::read_to_string(dir.join(NAME)).unwrap_or_default();
+        fs::remove_dir_all(dir).unwrap();
+        Some(text)
+    };
+    assert_eq!(left_by("exit 3", 3), None);
+    let changed = Some("changed\n".to_owned());
+    assert_eq!(left_by("echo changed > \"$1\"; exit 3", 3), changed);
+    assert_eq!(left_by("echo > \"$1~\"; kill -9 $$", 137).unwrap(), ODD);
+    assert_eq!(site.text(NAME), ODD);
+    let failed = edit(
+        &site.at(NAME),
+        &["--", "sh", "-c", "mv \"$1\" \"$1~\"", "sh", "{}"],
+    );
+    let failed = failed.failed(1);
+    let (_, dir) = failed
+        .split_once("what the command has written is in ")
+        .unwrap();
+    let beside = Path::new(dir.trim()).join(format!("{NAME}~"));
+    assert_eq!(fs::read_to_string(beside).unwrap(), ODD);
+    fs::remove_dir_all(dir.trim()).unwrap();
 }
 
 #[test]

@@ -5,24 +5,28 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::io::{Read, Write};
+use std::mem::{self, ManuallyDrop};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{self, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use rustix::process::geteuid;
 use signal_hook::consts::SIGINT;
 use uuid::Uuid;
 
 use super::target::{Embedded, Offline};
+use crate::config::{self, made_absolute};
 use crate::control::{Answer, Failure, Request};
 use crate::hint::{FAILURE, Hinted};
 use crate::nodb::document::text;
+use crate::nodb::rejected::{Bounds, Kept, Refusal, Rejected};
 
 /// What stands for the copy's path among a command's words.
 const COPY: &str = "{}";
@@ -37,7 +41,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 ///
 /// CMD is a filter, from stdin to stdout, or, if one of its words contains {}, a program that changes
 /// the file whose path {} stands for, such as an editor. If it fails, nothing is committed, and its
-/// exit status is passed on. Without CMD and --set: $VISUAL or $EDITOR.
+/// exit status is passed on. Without CMD and --set: $VISUAL or $EDITOR. What could not be committed is
+/// kept: see 'nodbfs rejected'.
 #[derive(Debug, Args)]
 pub struct EditArgs {
     /// The controller, on a mount or not
@@ -67,8 +72,14 @@ fn assignment(typed: &str) -> Result<(String, String), String> {
 enum Tried {
     Committed,
     Unchanged,
-    /// The command failed with this.
-    Failed(ExitStatus),
+    CommandFailed(Failed),
+}
+
+/// The command failed.
+struct Failed {
+    status: ExitStatus,
+    /// Where there is what it has written.
+    left: Option<PathBuf>,
 }
 
 /// Changes the controller; the exit code is the failed command's.
@@ -85,8 +96,12 @@ pub fn run(args: &EditArgs) -> Result<ExitCode> {
                 eprintln!("Nothing changed");
                 return Ok(ExitCode::SUCCESS);
             }
-            Ok(Tried::Failed(status)) => {
+            Ok(Tried::CommandFailed(failed)) => {
+                let status = failed.status;
                 eprintln!("Nothing was committed: the command failed ({status})");
+                if let Some(left) = failed.left {
+                    eprintln!("What it has written stays in {}", left.display());
+                }
                 return Ok(exit_code(status));
             }
             Err(error) if tried < args.tries && is_passing(&error) => {
@@ -111,31 +126,85 @@ pub fn exit_code(status: ExitStatus) -> ExitCode {
 
 /// Whether the next try may succeed: the lock was held, or the controller changed.
 fn is_passing(error: &anyhow::Error) -> bool {
-    let errno = error.downcast_ref::<Failure>().and_then(|it| it.errno);
-    matches!(errno, Some(libc::EBUSY | libc::EAGAIN | libc::ESTALE))
+    matches!(
+        errno_of(error),
+        Some(libc::EBUSY | libc::EAGAIN | libc::ESTALE)
+    )
+}
+
+fn errno_of(error: &anyhow::Error) -> Option<i32> {
+    error.downcast_ref::<Failure>().and_then(|it| it.errno)
 }
 
 fn once(args: &EditArgs, free: &AtomicBool) -> Result<Tried> {
     let (mut client, path) = args.offline.reach(&args.file, Embedded::Fits)?;
     client.send(&Request::Edit { path }, &[])?;
     let Some((Answer::Locked, content)) = client.hear()? else {
-        bail!("the daemon's answer is none to the question");
+        return Err(no_answer());
     };
     free.store(false, SeqCst);
     let changed = match change(args, &content)? {
         Ok(changed) => changed,
-        Err(status) => return Ok(Tried::Failed(status)),
+        Err(failed) => return Ok(Tried::CommandFailed(failed)),
     };
     if changed == content {
         return Ok(Tried::Unchanged);
     }
-    client.send(&Request::Commit, &changed)?;
-    client.hear()?;
-    Ok(Tried::Committed)
+    let sent = client.send(&Request::Commit, &changed);
+    match sent.and_then(|()| client.hear()) {
+        Ok(None) => Ok(Tried::Committed),
+        Ok(Some(_)) => Err(keeping(args, &changed, no_answer())),
+        Err(error) => Err(keeping(args, &changed, error)),
+    }
 }
 
-/// What a document becomes, or the status of the command that failed.
-type Changed = Result<Vec<u8>, ExitStatus>;
+fn no_answer() -> anyhow::Error {
+    anyhow!("the daemon's answer is none to the question")
+}
+
+/// The error of a commit, which also says where the document is that nobody took.
+fn keeping(args: &EditArgs, changed: &[u8], error: anyhow::Error) -> anyhow::Error {
+    let kept = keep(args, changed, &error).or_else(|cause| {
+        eprintln!("Warning: the state directory cannot be used: {cause:#}");
+        let dir = PrivateDir::new()?;
+        let copy = dir.copy(&args.file, changed)?;
+        dir.leave();
+        Ok(format!("what it was to be is in {}", copy.display()))
+    });
+    let hint = kept.unwrap_or_else(|cause: anyhow::Error| format!("it is kept nowhere: {cause:#}"));
+    error.context(Hinted::failure("the commit failed", hint))
+}
+
+/// Keeps the document among the refused ones, unless the daemon has put it there; says how it is shown.
+fn keep(args: &EditArgs, changed: &[u8], error: &anyhow::Error) -> Result<String> {
+    let state_dir = config::state_dir(args.offline.state_dir.clone())?;
+    let rejected = Rejected::new(&state_dir, Bounds::default());
+    let is_this = |kept: &Kept| fs::read(&kept.document).is_ok_and(|kept| kept == changed);
+    let latest = rejected.list()?.into_iter().flatten().next();
+    let kept = match latest.filter(is_this) {
+        Some(kept) => kept,
+        None => {
+            let file = made_absolute(&args.file)?;
+            let (dir, name) = (file.parent(), file.file_name().map(Path::new));
+            let refusal = Refusal {
+                reason: format!("{error:#}"),
+                errno: errno_of(error),
+                pid: Some(process::id()),
+                uid: Some(geteuid().as_raw()),
+            };
+            let (dir, name) = (dir.unwrap_or(&file), name.unwrap_or(&file));
+            rejected.keep(dir, name, None, refusal, changed)?
+        }
+    };
+    let state_dir = state_dir.display();
+    Ok(format!(
+        "what it was to be is kept: nodbfs rejected show {} --state-dir {state_dir}",
+        kept.id
+    ))
+}
+
+/// What a document becomes, unless the command failed.
+type Changed = Result<Vec<u8>, Failed>;
 
 fn change(args: &EditArgs, content: &[u8]) -> Result<Changed> {
     if !args.set.is_empty() {
@@ -170,11 +239,10 @@ fn text_of(word: &OsStr) -> Cow<'_, str> {
     word.to_string_lossy()
 }
 
-/// Runs a program on a copy that nobody else can read.
+/// Runs a program on a copy that nobody else can read. If it does not end well, what it has written stays.
 fn edit_copy(file: &Path, command: &[OsString], content: &[u8]) -> Result<Changed> {
     let dir = PrivateDir::new()?;
-    let copy = dir.0.join(file.file_name().unwrap_or(OsStr::new("copy")));
-    fs::write(&copy, content)?;
+    let copy = dir.copy(file, content)?;
     let path = copy.to_string_lossy();
     let words = command
         .iter()
@@ -183,10 +251,23 @@ fn edit_copy(file: &Path, command: &[OsString], content: &[u8]) -> Result<Change
     let mut program = Command::new(&words[0]);
     let status = program.args(&words[1..]).status();
     let status = status.with_context(|| cannot_run(&words[0]))?;
-    match status.success() {
-        true => Ok(Ok(fs::read(&copy).context("the copy is gone")?)),
-        false => Ok(Err(status)),
+    let changed = fs::read(&copy);
+    if status.success() {
+        return match changed {
+            Ok(changed) => Ok(Ok(changed)),
+            Err(cause) => {
+                let left = dir.leave();
+                let hint = format!("what the command has written is in {}", left.display());
+                let what = Hinted::failure("the copy cannot be read", hint);
+                Err(anyhow::Error::new(cause).context(what))
+            }
+        };
     }
+    // an editor that was killed may have left more than the copy
+    let is_as_before = changed.is_ok_and(|changed| changed == content)
+        && fs::read_dir(&dir.0).is_ok_and(|files| files.count() == 1);
+    let left = (!is_as_before).then(|| dir.leave());
+    Ok(Err(Failed { status, left }))
 }
 
 /// Runs a program that reads the document and writes what it is to be.
@@ -212,7 +293,7 @@ fn filter(command: &[OsString], content: &[u8]) -> Result<Changed> {
     Ok(if status.success() {
         Ok(changed)
     } else {
-        Err(status)
+        Err(Failed { status, left: None })
     })
 }
 
@@ -232,6 +313,18 @@ impl PrivateDir {
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    /// Puts a copy of `file` there, which holds `content`.
+    fn copy(&self, file: &Path, content: &[u8]) -> Result<PathBuf> {
+        let copy = self.0.join(file.file_name().unwrap_or(OsStr::new("copy")));
+        fs::write(&copy, content).with_context(|| format!("cannot write {}", copy.display()))?;
+        Ok(copy)
+    }
+
+    /// It stays.
+    fn leave(self) -> PathBuf {
+        mem::take(&mut ManuallyDrop::new(self).0)
     }
 }
 

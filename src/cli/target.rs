@@ -26,7 +26,7 @@ pub struct Offline {
     /// Without a mount: the path of the source as NoDb processes know it [default: the source's]
     #[arg(long, value_name = "PATH")]
     pub key_root: Option<PathBuf>,
-    /// Without a mount: where rejected documents are kept [default: as for 'nodbfs mount']
+    /// Where rejected documents are kept, on a mount those that its daemon did not get [default: as for 'nodbfs mount']
     #[arg(long, value_name = "PATH")]
     pub state_dir: Option<PathBuf>,
     /// Without a mount: how long to wait for a held lock [default: 5s]
