@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
 use crate::fs::credentials::Caller;
+use crate::mount::table;
 use server::Talks;
 use status::Status;
 use wire::Channel;
@@ -159,13 +160,16 @@ pub struct Context {
     pub source: PathBuf,
     /// `None`: no mount.
     pub mountpoint: Option<PathBuf>,
-    pub read_only: bool,
+    /// The same as the mount table has it.
+    at: Option<PathBuf>,
+    /// Mounted so.
+    read_only: bool,
     pub started: Instant,
     talks: Talks,
 }
 
 impl Context {
-    /// Of `fs`, since now.
+    /// Of `fs`, since now; at `mountpoint` nothing is mounted yet.
     pub fn new(
         fs: &Arc<Fs>,
         source: PathBuf,
@@ -175,6 +179,9 @@ impl Context {
         Self {
             fs: Arc::downgrade(fs),
             source,
+            at: mountpoint
+                .as_deref()
+                .and_then(|at| table::canonical(at).ok()),
             mountpoint,
             read_only,
             started: Instant::now(),
@@ -185,6 +192,21 @@ impl Context {
     /// Takes no more questions, and waits, not for ever, until what was asked is done and answered.
     pub fn end(&self) {
         self.talks.end();
+    }
+
+    /// Whether it was mounted so, or has been remounted so since, of which only the kernel knows.
+    pub fn is_read_only(&self) -> bool {
+        let mounted = || table::top(self.at.as_deref()?).ok()?;
+        self.read_only || mounted().is_some_and(|mounted| mounted.is_ours() && mounted.read_only)
+    }
+
+    /// # Errors
+    /// EROFS: see [`Context::is_read_only`].
+    pub fn check_writable(&self) -> Result<(), Failure> {
+        match self.is_read_only() {
+            true => Err(Error::ReadOnlyMount.into()),
+            false => Ok(()),
+        }
     }
 
     /// The file system, for as long as an answer takes.

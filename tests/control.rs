@@ -418,6 +418,65 @@ fn too_many_conversations_are_refused_until_one_ends() {
     });
 }
 
+/// Runs `mount` with these options for a mount that is there.
+fn remount(at: &Path, options: &str) {
+    let mut mount = Command::new("mount");
+    // the helper of the file system would mount it anew
+    let done = mount.args(["-i", "-o", options]).arg(at).status().unwrap();
+    assert!(done.success(), "mount -o {options}");
+}
+
+#[test]
+fn a_mount_that_was_remounted_read_only_is_read_only_for_whoever_asks_its_daemon() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(&[]);
+    let at = site.at("wepp.nodb");
+    let file = at.to_str().unwrap();
+    let state = site.mount.state_dir().to_str().unwrap();
+    let edit = ["edit", file, "--state-dir", state];
+    let set = [&edit[..], &["--set", "_n=1"]].concat();
+    for options in ["remount,ro", "remount,bind,ro"] {
+        let before = site.text("wepp.nodb");
+        remount(site.mount.path(), options);
+        assert_eq!(
+            fs::write(site.at("new"), "").unwrap_err().raw_os_error(),
+            Some(libc::EROFS)
+        );
+        assert_eq!(status(&at)["status"]["read_only"], true);
+        for words in [
+            &set[..],
+            &["lock", file, "--", "true"],
+            &["unlock", file],
+            &["unlock", file, "--force", "--reason", "none"],
+            &["publish", file, "text"],
+        ] {
+            let refused = nodbfs(words).failed(1);
+            assert!(refused.contains("the mount is read-only"), "{refused}");
+        }
+        assert!(!site.on_disk("wepp.log").exists());
+        assert_eq!(site.text("wepp.nodb"), before);
+        remount(site.mount.path(), &options.replace("ro", "rw"));
+        nodbfs(&set).ok();
+        assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 1));
+        // while it is edited
+        let script = format!(
+            "mount -i -o {options} {}; sed s/1/2/",
+            site.mount.path().display()
+        );
+        let refused = nodbfs(&[&edit[..], &["--", "sh", "-ec", &script]].concat()).failed(1);
+        assert!(refused.contains("the mount is read-only"), "{refused}");
+        assert_eq!(
+            fs::read_to_string(site.rejected().pop().unwrap()).unwrap(),
+            document("wepp.nodb", 2)
+        );
+        assert_eq!(site.lock("wepp.nodb"), None);
+        remount(site.mount.path(), &options.replace("ro", "rw"));
+        fs::write(site.on_disk("wepp.nodb"), document("wepp.nodb", 0)).unwrap();
+    }
+}
+
 /// The daemon is told to end while a commit of an edit is at its exchange.
 #[test]
 fn a_commit_that_is_under_way_when_the_mount_ends_is_done_and_answered() {

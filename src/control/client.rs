@@ -295,6 +295,7 @@ mod tests {
             kind: kind.to_owned(),
             source: String::new(),
             owner: None,
+            read_only: false,
         }
     }
 

@@ -154,8 +154,6 @@ pub fn unlock(
 }
 
 fn writable(context: &Context, path: &str) -> Result<Named, Failure> {
-    if context.read_only {
-        return Err(Error::ReadOnlyMount.into());
-    }
+    context.check_writable()?;
     context.find_one(path)
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::find::{Found, Named};
 use super::{Answer, Context, Failure, Peer};
-use crate::error::{Errno, Error};
+use crate::error::Errno;
 use crate::nodb::Nodb;
 use crate::store::{LockName, StoreError};
 use crate::telemetry::level::Level;
@@ -161,9 +161,7 @@ pub fn publish(
 ) -> Result<(), Failure> {
     let fs = context.fs()?;
     let named = context.find_one(path)?;
-    if context.read_only {
-        return Err(Error::ReadOnlyMount.into());
-    }
+    context.check_writable()?;
     Ok(fs.nodb().publish(&named.controller, text, peer.caller)?)
 }
 

@@ -67,7 +67,7 @@ pub fn of(context: &Context) -> Result<Status, Failure> {
         pid: std::process::id(),
         source: shown(&context.source),
         mountpoint: context.mountpoint.as_deref().map(shown),
-        read_only: context.read_only,
+        read_only: context.is_read_only(),
         uptime: uptime.as_secs(),
         store: StoreStatus {
             name: store.describe(),

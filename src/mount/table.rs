@@ -26,6 +26,8 @@ pub struct Mounted {
     pub source: String,
     /// Who mounted it, where the kernel says so: of FUSE mounts.
     pub owner: Option<u32>,
+    /// Nothing can be written through it.
+    pub read_only: bool,
 }
 
 impl Mounted {
@@ -80,17 +82,19 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
     let at = unescape(fields.nth(1)?);
+    let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+    let mounted_read_only = is_read_only(std::str::from_utf8(fields.next()?).ok()?);
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let mut text = || Some(unescape(rest.next()?).to_string_lossy().into_owned());
+    let (kind, source, options) = (text()?, text()?, text().unwrap_or_default());
+    let mut each = options.split(',');
     Some(Mounted {
         dev: (major.parse().ok()?, minor.parse().ok()?),
         at: at.into(),
-        kind: text()?,
-        source: text()?,
-        owner: text().and_then(|options| {
-            let mut each = options.split(',');
-            each.find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
-        }),
+        kind,
+        source,
+        owner: each.find_map(|option| option.strip_prefix("user_id=")?.parse().ok()),
+        read_only: mounted_read_only || is_read_only(&options),
     })
 }
 
@@ -129,8 +133,16 @@ mod tests {
             kind: "fuse.nodbfs".into(),
             source: "/wc1/a\tb".into(),
             owner: Some(7),
+            read_only: false,
         };
         assert_eq!(parse(line), Some(expected));
+        // the mount alone, or the file system
+        for line in [
+            &b"36 35 0:42 / /mnt ro,noatime - ext4 /dev/x rw"[..],
+            b"36 35 0:42 / /mnt rw,noatime - ext4 /dev/x ro",
+        ] {
+            assert!(parse(line).unwrap().read_only);
+        }
     }
 
     #[test]
