@@ -43,9 +43,10 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let Offline { fs, claimed } = controllers(config, source, notices.clone())?;
     let (from, at) = (config.source.clone(), config.mountpoint.clone());
     let given_up = Arc::downgrade(&fs);
-    let control = Context::new(&fs, from, Some(at), config.read_only);
-    let filesystem =
-        Adapter::new(fs, config.allow_other, stacked, claimed).context("cannot start threads")?;
+    let control = Arc::new(Context::new(&fs, from, Some(at), config.read_only));
+    let beside = control.clone();
+    let filesystem = Adapter::new(fs, config.allow_other, stacked, claimed, beside)
+        .context("cannot start threads")?;
     Ok(Built {
         filesystem,
         connected: Box::new(move |kernel| notices.connect(kernel)),
@@ -54,7 +55,7 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
                 fs.end();
             }
         }),
-        control: Arc::new(control),
+        control,
     })
 }
 

@@ -24,6 +24,7 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::control::Context;
 use crate::counters::{Op, Timed, time};
 use crate::error::{Errno, Error};
 use crate::fs::Fs;
@@ -47,6 +48,8 @@ pub struct Adapter {
     acl: bool,
     /// Whether the source itself is stacked on other file systems.
     stacked: bool,
+    /// What is asked beside the mount; it ends first.
+    beside: Arc<Context>,
     /// The embedded store's claim on the source; it ends before the mount says it has ended.
     _claimed: Option<ClaimedSource>,
 }
@@ -62,6 +65,7 @@ impl Adapter {
         acl: bool,
         stacked: bool,
         claimed: Option<ClaimedSource>,
+        beside: Arc<Context>,
     ) -> io::Result<Self> {
         Ok(Self {
             fs,
@@ -69,6 +73,7 @@ impl Adapter {
             threads: Threads::start()?,
             acl,
             stacked,
+            beside,
             _claimed: claimed,
         })
     }
@@ -104,6 +109,7 @@ impl Filesystem for Adapter {
 
     fn destroy(&mut self) {
         self.fs.end_waits();
+        self.beside.end();
         self.threads.drain();
         self.fs.end();
     }
