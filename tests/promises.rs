@@ -6,8 +6,10 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use common::program::Program;
 use common::run::{BOTH, Kind, Run, assert_equal, eventually, listing};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde_json::json;
 
 const NAME: &str = "wepp.nodb";
 
@@ -17,6 +19,7 @@ fn python_says(code: &str, expected: &str) {
     for kind in BOTH {
         let run = Run::new(kind);
         assert_eq!(run.python(NAME, code), expected, "{kind:?}");
+        run.await_unlocked(NAME);
         run.assert_settled(NAME);
     }
 }
@@ -395,8 +398,15 @@ fn a_crash_leaves_the_old_generation() {
     let mut run = Run::new(Kind::Redis);
     let old = fs::read(run.on_disk(NAME)).unwrap();
     let names = listing(run.source());
-    let mut writer = fs::File::create(run.at(NAME)).unwrap();
-    std::io::Write::write_all(&mut writer, b"{\"a\": 1}").unwrap();
+    // a process of its own: one that starts others closes descriptors in them, and so commits
+    let mut writer = Program::spawn(run.mount.path());
+    let flags = libc::O_WRONLY | libc::O_TRUNC;
+    for step in [
+        json!({"op": "open", "slot": "a", "name": NAME, "flags": flags}),
+        json!({"op": "write", "slot": "a", "text": "{\"a\": 1}"}),
+    ] {
+        assert_eq!(writer.call(step), Ok(None));
+    }
     let ttl = run.redis().cmd(&["TTL", &run.lock_key(NAME)]);
     let ttl: i64 = redis::from_redis_value(ttl).unwrap();
     assert!((1..=60).contains(&ttl), "{ttl}");

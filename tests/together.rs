@@ -320,6 +320,7 @@ fn no_update_is_lost_among_everybody() {
     }
     assert_eq!(state(&run.on_disk(NAME))["_counter"], acknowledged);
     drop(neighbours);
+    run.await_unlocked(NAME);
     run.assert_consistent(NAME);
     let modified = run.redis().text(&["HGET", RUNID, "last_modified"]);
     assert!(modified.is_some());
@@ -336,6 +337,7 @@ fn no_update_is_lost_among_plain_programs() {
         assert!(counter.wait().unwrap().success());
     }
     assert_eq!(state(&run.on_disk(NAME))["_counter"], 4 * TIMES);
+    run.await_unlocked(NAME);
     run.assert_consistent(NAME);
 }
 

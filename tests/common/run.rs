@@ -210,16 +210,12 @@ impl Run {
         }
     }
 
-    /// Waits for the lock of a writer that was refused: nobody waits for its last `close`, which gives
-    /// the lock back. A commit is not answered before that.
+    /// Waits for the lock of a writer that committed nothing, or was refused: nobody waits for its last
+    /// `close`, which gives the lock back. A commit is not answered before that.
     pub fn await_unlocked(&self, name: &str) {
-        eventually("the refused writer's lock is given back", || {
-            match &self.redis {
-                Some(_) => {
-                    self.lock(name).is_none() && self.mirror(name).as_deref() != Some("true")
-                }
-                None => self.holder(name).is_none(),
-            }
+        eventually("the writer's lock is given back", || match &self.redis {
+            Some(_) => self.lock(name).is_none() && self.mirror(name).as_deref() != Some("true"),
+            None => self.holder(name).is_none(),
         });
     }
 
