@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use super::common::run::{BOTH, Kind, RUNID, Run};
-use super::{await_line, lines, log, run_without_log, text};
+use super::{await_followed, await_line, lines, log, run_without_log, text};
 
 /// The messages of the real log.
 fn real(run: &Run) -> Vec<String> {
@@ -32,6 +32,7 @@ fn append(run: &Run, bytes: &[u8]) -> Option<i32> {
 fn each_line_is_published_once_and_written_once() {
     for kind in BOTH {
         let run = run_without_log(kind);
+        await_followed(&run, "wepp");
         let script = "
             echo 'first line' >> wepp.nodb.log
             printf 'second\\nthird: a=1\\n\\nfou' >> wepp.nodb.log

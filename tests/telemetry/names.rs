@@ -5,12 +5,14 @@ use std::process::Command;
 
 use super::common::mount::Mount;
 use super::common::run::{BOTH, Kind, listing};
-use super::{log, run_without_log, save, text};
+use super::{await_followed, log, run_without_log, save, text};
 
 #[test]
 fn where_there_is_no_real_log_the_virtual_one_stands_for_it() {
     for kind in BOTH {
         let run = run_without_log(kind);
+        // or that would be told between the looks at the log
+        await_followed(&run, "wepp");
         save(&run, "wepp", 1);
         let stand_in = text(&run.at("wepp.log"));
         assert!(stand_in.contains("committed"), "{stand_in}");
