@@ -138,7 +138,8 @@ impl Store for Probe {
 fn the_keeper_renews_for_longer_than_the_ttl() {
     let (store, keeper) = (Probe::new(), Keeper::start().unwrap());
     let (short, long) = (name("short.nodb"), name("long.nodb"));
-    let ttl = Duration::from_millis(1500);
+    // long enough for the keeper to come in time on a busy machine
+    let ttl = Duration::from_secs(3);
     let held = keeper.hold(store.clone(), take_for(&*store, &short, ttl));
     let other = keeper.hold(store.clone(), take(&*store, &long));
     eventually("four renewals", || store.renewals.load(SeqCst) >= 4);
@@ -150,7 +151,7 @@ fn the_keeper_renews_for_longer_than_the_ttl() {
 #[test]
 fn the_keeper_goes_on_after_failed_renewals() {
     let (store, keeper) = (Probe::new(), Keeper::start().unwrap());
-    let ttl = Duration::from_secs(3);
+    let ttl = Duration::from_secs(6);
     let lease = take_for(&*store, &name("wepp.nodb"), ttl);
     let held = keeper.hold(store.clone(), lease);
     store.failing.store(true, SeqCst);

@@ -208,7 +208,7 @@ fn a_lock_ends_when_its_maker_has_said_so() {
 /// For longer than a lease lasts, and than a writer may hold one.
 #[test]
 fn a_lock_is_renewed_while_its_session_lives() {
-    let args = ["--lock-wait", "0s", "--lease-ttl", "2s", "--max-hold", "1s"];
+    let args = ["--lock-wait", "0s", "--lease-ttl", "6s", "--max-hold", "1s"];
     let run = Run::with_args(Kind::Redis, &args);
     let (mut one, mut two) = (Shell::new(run.mount.path()), Shell::new(run.mount.path()));
     one.ok("touch wepp.nodb.lock");
@@ -216,7 +216,7 @@ fn a_lock_is_renewed_while_its_session_lives() {
     eventually("it is renewed again and again", || {
         let value: Value = serde_json::from_str(&run.lock(NAME).unwrap()).unwrap();
         expiries.insert(value["expires_at"].as_u64().unwrap());
-        expiries.len() > 4
+        expiries.len() > 3
     });
     two.fails(&save(9), BUSY);
     one.ok(&save(1));
