@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use common::OnDrop;
 use common::command::{Ended, nodbfs};
 use common::run::{BOTH, Kind, RUNID, Run};
 use serde_json::Value;
@@ -145,12 +146,13 @@ fn a_refresh_never_puts_an_older_generation_over_a_newer_commit() {
                 cache("refresh", &site.on_disk(NAME), &["--redis", &url]);
             }
         });
+        // also when a save fails
+        let _end = OnDrop(&ended);
         let stale = (1..60).find(|n| {
             assert_eq!(save(&site.at(NAME), &document("wepp", *n)), Ok(()));
             let found = site.entry(NAME);
             found.is_some_and(|entry| !entry.contains(&format!("\"_n\": {n},")))
         });
-        ended.store(true, SeqCst);
         assert_eq!(stale, None, "{:?}", site.entry(NAME));
     });
     let verified = cache("verify", &site.at(NAME), &[]);

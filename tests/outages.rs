@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::files_below;
 use common::run::{Kind, Run, assert_equal, eventually};
+use common::{OnDrop, files_below};
+use nodbfs::nodb::lock::NEWS;
 use rustix::io::Errno;
 
 const NAME: &str = "wepp.nodb";
@@ -85,6 +86,8 @@ fn redis_killed_before_the_close() {
     let before = fs::read(run.on_disk(NAME)).unwrap();
     let mut writer = open(&run.at(NAME));
     run.redis_mut().kill();
+    // the daemon does not believe what Redis said before
+    thread::sleep(2 * NEWS);
     assert_eq!(
         errno(rewrite(&mut writer, "{\"a\": 1}")),
         Some(Errno::NOLCK)
@@ -111,6 +114,8 @@ fn redis_that_hangs() {
     let before = fs::read(run.on_disk(NAME)).unwrap();
     let mut writer = open(&run.at(NAME));
     run.redis().pause();
+    // the daemon does not believe what Redis said before
+    thread::sleep(2 * NEWS);
     assert_eq!(
         errno(rewrite(&mut writer, "{\"a\": 1}")),
         Some(Errno::NOLCK)
@@ -178,6 +183,7 @@ fn redis_killed_again_and_again() {
                 serde_json::from_str::<serde_json::Value>(&text).expect("a document");
             }
         });
+        let end = OnDrop(&done);
         for _ in 0..5 {
             thread::sleep(Duration::from_millis(100));
             run.redis_mut().kill();
@@ -189,7 +195,7 @@ fn redis_killed_again_and_again() {
         eventually("commits go on", || {
             reader.is_finished() || fs::read_to_string(run.on_disk(NAME)).unwrap() != before
         });
-        done.store(true, Ordering::SeqCst);
+        drop(end);
         reader.join().expect("a reader without errors");
         writers
             .into_iter()

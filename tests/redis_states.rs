@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bad_servers::{Deaf, Loading};
+use common::OnDrop;
 use common::redis::RedisServer;
 use nodbfs::nodb::lock::NEWS;
 use site::{PATIENCE, STRANGER, Site, call, document, eventually, listing, lock_key, save, within};
@@ -378,14 +379,6 @@ fn under_torment(rounds: usize, torment: impl Fn(&mut redis::Connection) + Send 
     site.redis.cmd(&["SET", "x", "x"]);
     everything_works(&site);
     strangers_lock_stands(&site);
-}
-
-struct OnDrop<'a>(&'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
 }
 
 #[test]

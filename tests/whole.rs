@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use common::OnDrop;
 use common::run::{BOTH, Kind, Run, python};
 use serde_json::Value;
 
@@ -52,14 +53,6 @@ const ROADS: [fn(&Run, &str); 4] = [
 fn replace(temporary: &Path, path: &Path, text: &str) {
     fs::write(temporary, text).unwrap();
     fs::rename(temporary, path).unwrap();
-}
-
-struct OnDrop<'a>(&'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// Commits by all `roads` in turn, with readers at work in this process and in another.

@@ -14,10 +14,20 @@ pub mod shell;
 pub mod twins;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// A file of this crate's sources.
 pub fn in_crate(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Says so at its end, also when that is a failed assertion: whoever goes on until then must not go on for ever.
+pub struct OnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// Every file below `dir` whose name ends in `suffix`, without following symlinks to directories.
