@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisResult, Value};
@@ -226,7 +227,16 @@ impl Drop for RedisServer {
     }
 }
 
+/// A port that nobody has, and that the kernel gives nobody who asks for any: the server must find it
+/// free after an outage too.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // other test programs count from elsewhere
+        let nth = std::process::id() * 64 + NEXT.fetch_add(1, Relaxed);
+        let port = 10_000 + (nth % 20_000) as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
