@@ -6,7 +6,6 @@ mod common {
 }
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use assert_cmd::Command;
 use common::redis::RedisServer;
@@ -228,10 +227,16 @@ fn umount_of_what_is_not_ours() {
 /// What the mount helper makes of mount(8)'s arguments: one line per argument of what it calls.
 fn helped(args: &[&str]) -> (Option<i32>, String) {
     let bin = tempdir().unwrap();
+    let fake = bin.path().join("fake");
+    fs::write(&fake, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
     for program in ["nodbfs", "mount"] {
-        let fake = bin.path().join(program);
-        fs::write(&fake, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
-        fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+        // a copy by another process: a child of another test may have this one's descriptor for a
+        // moment, and what is open for writing cannot be run
+        Command::new("install")
+            .args(["-m", "755"])
+            .args([&fake, &bin.path().join(program)])
+            .assert()
+            .success();
     }
     let path = format!(
         "{}:{}",

@@ -13,6 +13,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use common::mount::Mount;
+use common::run::python;
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -126,26 +127,20 @@ fn a_chmod_while_a_writer_is_open_stays() {
 fn a_writers_own_times_do_not_make_its_base_stale() {
     let field = Field::new(&[]);
     let path = field.given("x.nodb", "[0]");
-    let mut writer = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .unwrap();
-    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    writer
-        .set_times(FileTimes::new().set_modified(long_ago))
-        .unwrap();
-    // its close passes the time on to the file
-    drop(writer.try_clone().unwrap());
-    assert_eq!(
-        field.on_disk("x.nodb").metadata().unwrap().mtime(),
-        1_000_000_000
-    );
-    writer.write_all(b"[1]").unwrap();
-    writer.sync_all().unwrap();
-    assert_eq!(fs::read_to_string(field.on_disk("x.nodb")).unwrap(), "[1]");
-    // and the write is later than the time that was set
-    assert!(field.on_disk("x.nodb").metadata().unwrap().mtime() > 1_600_000_000);
+    // a process of its own: one that starts others closes descriptors in them
+    let code = r#"
+fd = os.open(path, os.O_RDWR)
+os.utime(fd, (1_000_000_000, 1_000_000_000))
+# its close passes the time on to the file
+os.close(os.dup(fd))
+print(os.stat(disk).st_mtime)
+os.write(fd, b"[1]")
+os.fsync(fd)
+# and the write is later than the time that was set
+print(open(disk).read(), os.stat(disk).st_mtime > 1_600_000_000)
+"#;
+    let said = python(code, &[&path, &field.on_disk("x.nodb")]);
+    assert_eq!(said, "1000000000.0\n[1] True");
 }
 
 #[test]

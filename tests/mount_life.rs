@@ -1,6 +1,8 @@
 //! The life of a mount, on the real binary and the embedded store: readiness, ends of every kind,
 //! crashes. Needs /dev/fuse and the right to mount.
 
+mod common;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -10,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use common::run::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
@@ -129,6 +132,12 @@ fn mounts_at(path: &Path) -> usize {
         .count()
 }
 
+/// What is in a file, read by another process: a child of another test may have this one's descriptor
+/// for a moment, and then the mount is in use.
+fn content(path: &Path) -> Vec<u8> {
+    Command::new("cat").arg(path).output().unwrap().stdout
+}
+
 #[track_caller]
 fn assert_done(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -150,7 +159,7 @@ fn assert_refused(output: &Output, what: &str, hint: &str) {
 fn in_the_background_it_returns_once_the_mount_answers_and_umount_once_the_daemon_is_gone() {
     let place = Place::new();
     assert_done(&place.mount("run", "mnt"));
-    assert_eq!(fs::read(place.path("mnt/file")).unwrap(), b"content");
+    assert_eq!(content(&place.path("mnt/file")), b"content");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mount = table
         .lines()
@@ -166,8 +175,8 @@ fn in_the_background_it_returns_once_the_mount_answers_and_umount_once_the_daemo
         .unwrap()
         .trim_start_matches('/')
         .replace('/', "-");
-    let log = fs::read_to_string(place.path(&format!("state/log/{name}.log"))).unwrap();
-    assert!(log.trim_end().ends_with("ended"), "{log}");
+    let log = || fs::read_to_string(place.path(&format!("state/log/{name}.log"))).unwrap();
+    eventually("the log says so", || log().trim_end().ends_with("ended"));
 }
 
 #[test]
@@ -179,7 +188,7 @@ fn the_mount_point_may_be_the_source_and_paths_may_be_relative() {
         .args(["mount", ".", ".", "--state-dir", "../state"]);
     assert_done(&command.output().unwrap());
     assert_eq!(place.mounts("run"), 1);
-    assert_eq!(fs::read(place.path("run/file")).unwrap(), b"content");
+    assert_eq!(content(&place.path("run/file")), b"content");
     assert!(place.path("state/log").is_dir());
     assert_done(&place.umount("run", &[]));
     assert_eq!(place.mounts("run"), 0);
@@ -252,7 +261,7 @@ fn a_hangup_says_nothing_to_a_daemon_in_the_background() {
     );
     let daemon = main_pid(&received(&socket));
     kill_process(daemon, Signal::HUP).unwrap();
-    assert_eq!(fs::read(place.path("mnt/file")).unwrap(), b"content");
+    assert_eq!(content(&place.path("mnt/file")), b"content");
     assert_done(&place.umount("mnt", &[]));
     assert_eq!(place.mounts("mnt"), 0);
 }
@@ -308,10 +317,7 @@ fn a_stale_mount_is_replaced() {
         assert_eq!(stale.raw_os_error(), Some(libc::ENOTCONN));
         assert_done(&place.mount("run", mountpoint));
         assert_eq!(place.mounts(mountpoint), 1);
-        assert_eq!(
-            fs::read(place.path(mountpoint).join("file")).unwrap(),
-            b"content"
-        );
+        assert_eq!(content(&place.path(mountpoint).join("file")), b"content");
         assert_done(&place.umount(mountpoint, &[]));
     }
 }
