@@ -67,10 +67,13 @@ fn only_locks_names_are_asked_for_and_those_once() {
         }
         eventually("it shows", || run.at(LOCK).exists() == held);
         eventually("invalidation is trusted", trusted);
-        let before = scripts(&run);
-        assert_eq!(look(1000), if held { 1000 } else { 0 });
-        // a heartbeat may have been late on a busy machine
-        assert!(scripts(&run) - before < 100, "{}", scripts(&run) - before);
+        let asks_little = || {
+            let before = scripts(&run);
+            assert_eq!(look(1000), if held { 1000 } else { 0 });
+            scripts(&run) - before < 100
+        };
+        // a heartbeat may be late on a busy machine
+        eventually("looks are answered from memory", asks_little);
     }
 }
 
