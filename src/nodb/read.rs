@@ -145,7 +145,7 @@ impl Nodb {
     }
 
     fn load_of(&self, place: &Place, controller: Option<&Controller>, ask: bool) -> Result<Loaded> {
-        let give_up = Instant::now() + TORN;
+        let mut torn_since = None;
         loop {
             let attr = self.plain.stat_now(place)?;
             if !attr.is_file() {
@@ -181,7 +181,10 @@ impl Nodb {
             let (payload, is_document) = match Document::parse(bytes) {
                 Ok(document) => (Payload::of_document(bytes.clone(), document), true),
                 // an in-place writer may be at work; promise 2 forbids to show its half document
-                Err(invalid) if may_be_torn(&attr) && Instant::now() < give_up => {
+                Err(invalid)
+                    if may_be_torn(&attr)
+                        && torn_since.get_or_insert_with(Instant::now).elapsed() < TORN =>
+                {
                     debug!(key, %invalid, "half a document on disk, waiting for its writer");
                     thread::sleep(Duration::from_millis(5));
                     continue;
