@@ -13,6 +13,7 @@ pub mod sample;
 pub mod shell;
 pub mod twins;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -30,10 +31,15 @@ impl Drop for OnDrop<'_> {
     }
 }
 
-/// Every file below `dir` whose name ends in `suffix`, without following symlinks to directories.
+/// Every file below `dir` whose name ends in `suffix`, without following symlinks to directories. What is there may
+/// go while it is looked at, `dir` too.
 pub fn files_below(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).expect("a readable directory") {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return found,
+        entries => entries.expect("a readable directory"),
+    };
+    for entry in entries {
         let entry = entry.expect("a readable entry");
         if entry.file_type().expect("a file type").is_dir() {
             found.extend(files_below(&entry.path(), suffix));
