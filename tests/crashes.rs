@@ -56,7 +56,10 @@ impl Program {
             let text = self.document(n);
             let saved = if n.is_multiple_of(2) {
                 let draft = run.join(format!("draft-{}", self.name));
-                fs::write(&draft, text).and_then(|()| fs::rename(draft, path))
+                let file = File::create(&draft);
+                // a lease too short for the draft is told: without one, there is nothing to rename
+                let drafted = file.and_then(|file| site::write(file, &text));
+                drafted.and_then(|()| fs::rename(draft, path))
             } else {
                 let file = File::options().write(true).truncate(true).open(path);
                 file.and_then(|file| site::write(file, &text))
@@ -287,10 +290,18 @@ os.write(hung, b'{"late": true}')
 print("open", flush=True)
 sys.stdin.readline()
 print(sync(hung), flush=True)
-fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
-os.write(fd, b'{"second": true}')
-print(sync(fd), flush=True)
-os.close(fd)
+# a pause of a busy machine may be too long, too
+for _ in range(50):
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, b'{"second": true}')
+    said = sync(fd)
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+    if said != "ESTALE":
+        break
+print(said, flush=True)
 print(sync(hung), flush=True)
 "#;
     let mut writer = Command::new("python3")
@@ -303,12 +314,10 @@ print(sync(hung), flush=True)
     let mut said = BufReader::new(writer.stdout.take().unwrap()).lines();
     let mut says = || said.next().unwrap().unwrap();
     assert_eq!(says(), "open");
-    assert!(site.lock("wepp.nodb").is_some());
-    eventually("the lock goes back", || site.lock("wepp.nodb").is_none());
-    assert_eq!(
-        save(&site.at("wepp.nodb"), &document("wepp.nodb", 1)),
-        Ok(())
-    );
+    site::await_held_too_long(&site.mount);
+    // a pause of a busy machine may be too long, too
+    let again = [libc::ESTALE];
+    site::save_despite(&site.at("wepp.nodb"), &document("wepp.nodb", 1), &again);
     writer.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert_eq!([says(), says(), says()], ["ESTALE", "saved", "ESTALE"]);
     // the end of the process is a close, too, and refused without anybody to tell
@@ -441,7 +450,8 @@ fn an_embedded_daemon_that_died_blocks_nobody() {
     fs::write(&path, "{}").unwrap();
     let mut mount = Mount::builder(dir.path()).start();
     let mut writer = File::create(mount.path().join("wepp.nodb")).unwrap();
-    writer.write_all(b"[]").unwrap();
+    // half a document: a program that another test starts closes a duplicate
+    writer.write_all(b"[").unwrap();
     mount.crash();
     drop(writer);
     drop(mount);

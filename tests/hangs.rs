@@ -27,11 +27,12 @@ use site::{document, eventually, listing, save, within};
 use tracer::is_root;
 
 const NAME: &str = "wepp.nodb";
-/// Whoever waits for a lock gives up soon; a lease ends soon that is not renewed.
-const ARGS: [&str; 4] = ["--lock-wait", "300ms", "--lease-ttl", "1s"];
+/// Whoever waits for a lock gives up soon; a lease is renewed soon, and still outlives a busy machine's pauses.
+const ARGS: [&str; 4] = ["--lock-wait", "300ms", "--lease-ttl", "10s"];
 
 /// A run with one controller and one plain file, for its own mount.
 fn make_run(dir: &Path) {
+    site::prepare_saves();
     fs::write(dir.join(NAME), document(NAME, 0)).unwrap();
     fs::write(dir.join("plain"), "x").unwrap();
 }
@@ -91,6 +92,13 @@ fn lock(redis: &RedisServer) -> Option<String> {
     redis.text(&["GET", keys.first()?])
 }
 
+/// For how long a lease of this key lasts if nobody renews it, in milliseconds.
+fn left(redis: &RedisServer, key: &str) -> i64 {
+    let left = redis::from_redis_value(redis.cmd(&["PTTL", key])).unwrap();
+    assert!(left > 0, "the lock has ended: {left}");
+    left
+}
+
 /// Writes hang in the kernel, reads go on.
 #[test]
 fn a_frozen_disk_holds_its_own_writers_and_nobody_else() {
@@ -111,10 +119,13 @@ fn a_frozen_disk_holds_its_own_writers_and_nobody_else() {
     let plain = thread::spawn(move || fs::write(plain, "written"));
     // the lease is renewed for as long as the writer hangs, so nobody comes between
     eventually("the lock is taken", || lock(&redis).is_some());
-    for _ in 0..3 {
-        let before = lock(&redis);
-        eventually("the lease is renewed", || lock(&redis) != before);
-        assert!(lock(&redis).is_some());
+    // the first renewal is due to the open, the others to the one before
+    for _ in 0..2 {
+        let mut before = left(&redis, &lock_of(disk.path(), NAME));
+        eventually("the lease is renewed", || {
+            let now = left(&redis, &lock_of(disk.path(), NAME));
+            std::mem::replace(&mut before, now) < now
+        });
     }
     assert!(!hanging.is_finished() && !plain.is_finished());
     assert_eq!(save(&other.path().join(NAME), "{}"), Err(libc::EBUSY));
@@ -163,8 +174,8 @@ fn a_commit_that_hangs_for_too_long_loses_its_lock_and_is_estale() {
         .start();
     let frozen = disk.freeze();
     let hanging = begin_save(&one.path().join(NAME), document(NAME, 1));
-    eventually("the lock is taken", || lock(&redis).is_some());
-    eventually("the lock is given back", || lock(&redis).is_none());
+    site::await_held_too_long(&one);
+    assert_eq!(lock(&redis), None);
     assert!(!hanging.is_finished());
     drop(frozen);
     assert_eq!(hanging.join().unwrap(), Err(libc::ESTALE));
@@ -172,7 +183,9 @@ fn a_commit_that_hangs_for_too_long_loses_its_lock_and_is_estale() {
         fs::read_to_string(disk.path().join(NAME)).unwrap(),
         document(NAME, 0)
     );
-    assert_eq!(save(&one.path().join(NAME), &document(NAME, 2)), Ok(()));
+    // a pause of a busy machine may be too long, too
+    let again = [libc::ESTALE];
+    site::save_despite(&one.path().join(NAME), &document(NAME, 2), &again);
     assert_eq!(lock(&redis), None);
 }
 

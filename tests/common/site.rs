@@ -7,12 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::LazyLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::common::files_below;
 use crate::common::mount::Mount;
 use crate::common::redis::RedisServer;
 
@@ -37,6 +39,7 @@ impl Site {
 
     /// A run with the controllers `wepp`, `soils` and `held`, whose lock is a stranger's.
     pub fn on(redis: RedisServer, args: &[&str]) -> Self {
+        prepare_saves();
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         fs::create_dir(&run).unwrap();
@@ -96,7 +99,7 @@ impl Site {
 
     /// The debts on disk.
     pub fn debts(&self) -> Vec<PathBuf> {
-        files(&self.dir.path().join("state/debts"))
+        files_below(&self.dir.path().join("state/debts"), "")
     }
 
     /// The refused documents that were kept, the latest last.
@@ -139,6 +142,40 @@ pub fn document(name: &str, n: u64) -> String {
 pub fn within<T: Send + 'static>(what: &str, call: impl FnOnce() -> T + Send + 'static) -> T {
     let (tell, told) = channel();
     thread::spawn(move || tell.send(call()));
+    answer(what, &told)
+}
+
+/// Starts the threads that save. They share their descriptors with each other and not with the tests: a program that
+/// a test starts gets no duplicate of them, which it would close, and so commit.
+static SAVERS: LazyLock<Sender<Box<dyn FnOnce() + Send>>> = LazyLock::new(|| {
+    let (start, jobs) = channel();
+    within("a new table of descriptors", || {
+        leave_descriptors();
+        // what this thread starts shares its descriptors
+        thread::spawn(move || {
+            for job in jobs {
+                thread::spawn(job);
+            }
+        });
+    });
+    start
+});
+
+/// The thread that calls this no longer shares its descriptors with others.
+fn leave_descriptors() {
+    // SAFETY: this thread has opened nothing, and by the flag the others keep what they have.
+    let left = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_UNSHARE as i32) };
+    assert_eq!(left, 0, "{}", io::Error::last_os_error());
+}
+
+/// For the time before something hangs: at the first save, the kernel closes duplicates of what is open, as at the
+/// start of a program, and that waits for whoever hangs.
+pub fn prepare_saves() {
+    LazyLock::force(&SAVERS);
+}
+
+#[track_caller]
+fn answer<T>(what: &str, told: &Receiver<T>) -> T {
     match told.recv_timeout(PATIENCE) {
         Ok(answer) => answer,
         Err(RecvTimeoutError::Timeout) => panic!("{what} does not return"),
@@ -156,17 +193,43 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until `--max-hold` has ended somebody's lease.
+#[track_caller]
+pub fn await_held_too_long(mount: &Mount) {
+    eventually("the lock goes back", || {
+        let told = "held for too long by a writer that does not close";
+        mount.log().contains(told)
+    });
+}
+
 /// Overwrites in place and closes; the errno of whatever failed.
 #[track_caller]
 pub fn save(path: &Path, text: &str) -> Result<(), i32> {
     let (path, text) = (path.to_owned(), text.to_owned());
-    within("a save", move || {
+    let (tell, told) = channel();
+    let save = move || {
         let file = OpenOptions::new().write(true).truncate(true).open(path);
-        errno(file.and_then(|mut file| {
+        let saved = errno(file.and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             close(file)
-        }))
-    })
+        }));
+        // whoever no longer listens has failed
+        let _ = tell.send(saved);
+    };
+    SAVERS.send(Box::new(save)).expect("somebody listens");
+    answer("a save", &told)
+}
+
+/// Saves as a program does that tries again for as long as it is refused with one of `again`.
+#[track_caller]
+pub fn save_despite(path: &Path, text: &str, again: &[i32]) {
+    eventually("a save is done", || match save(path, text) {
+        Ok(()) => true,
+        Err(errno) => {
+            assert!(again.contains(&errno), "errno {errno}");
+            false
+        }
+    });
 }
 
 /// Closes a file and passes on what that says, which a drop does not. It is a commit, and after an
@@ -202,18 +265,4 @@ pub fn listing(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-/// The files below a directory that need not exist.
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    // what is there may go while it is looked at
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.path() {
-            path if path.is_dir() => found.extend(files(&path)),
-            path => found.push(path),
-        }
-    }
-    found.sort();
-    found
 }
