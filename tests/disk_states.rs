@@ -172,12 +172,10 @@ fn a_quota_used_up_is_edquot_and_the_old_generation_stands() {
     for path in [&at, &through] {
         assert_eq!(fs::read_to_string(path).unwrap(), document(NAME, 0));
     }
-    let kept = nodbfs.state_dir().join("rejected");
     eventually("what could not be saved is kept", || {
-        kept.is_dir()
-            && common::files_below(&kept, "")
-                .iter()
-                .any(|path| fs::read_to_string(path).is_ok_and(|text| text == large))
+        let kept = nodbfs.rejected();
+        kept.iter()
+            .any(|path| fs::read_to_string(path).is_ok_and(|text| text == large))
     });
     limit("none");
     assert_eq!(save(&through, &large), Ok(()));

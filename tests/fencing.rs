@@ -156,8 +156,9 @@ fn publications_taken_back_at_the_same_time_leave_what_was_acknowledged() {
         .redis(&site.redis.url())
         .start();
     let pause = |enter, exit| format!("renameat2:delay_enter={enter}:delay_exit={exit}:when=1");
-    let tracer = Tracer::inject(&site.mount, &pause(2_000_000, 2_000_000));
-    let _other_tracer = Tracer::inject(&other, &pause(2_100_000, 3_000_000));
+    // the second exchanges 2 s after the first and 3 s before that one looks, which then waits for the second
+    let tracer = Tracer::inject(&site.mount, &pause(3_000_000, 5_000_000));
+    let _other_tracer = Tracer::inject(&other, &pause(5_000_000, 4_000_000));
     let [first, second] = [site.at("wepp.nodb"), other.path().join("wepp.nodb")];
     let first = thread::spawn(move || save(&first, &document("wepp.nodb", 1)));
     tracer.await_call(libc::SYS_renameat2);
