@@ -109,7 +109,9 @@ mod tests {
     fn the_daemon_knows_itself() {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         assert_eq!(process_of(tid), Some(std::process::id()));
-        assert_eq!(owner_of(tid), Some(own_owner()));
+        // on a busy machine the thread that is asked comes too late
+        let owner = (0..100).find_map(|_| owner_of(tid));
+        assert_eq!(owner, Some(own_owner()));
     }
 
     #[test]
