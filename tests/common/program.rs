@@ -54,6 +54,11 @@ impl Program {
         program
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Gives up whatever is open and goes on in `dir`.
     pub fn enter(&mut self, dir: &Path) {
         let entered = self.call(json!({"op": "enter", "dir": dir}));

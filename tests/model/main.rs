@@ -44,6 +44,10 @@ fn run(world: &mut World, case: u64, ops: &[Op]) -> Result<(), String> {
         if outcomes.is_empty() {
             continue;
         }
+        if let Op::Rename { program, .. } = *op {
+            // all the possible agree on what is open
+            world.await_writers(program, possible[0].writers(program).count());
+        }
         let answer = world.act(op, n);
         let allowed: Vec<_> = outcomes.iter().map(|(answer, _)| answer.clone()).collect();
         outcomes.retain(|(allowed, _)| *allowed == answer);

@@ -74,7 +74,7 @@ enum Open {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Writer {
+pub struct Writer {
     name: Name,
     /// The number of the file it was opened at; none for a new one.
     base: Option<u64>,
@@ -170,7 +170,8 @@ impl Model {
             .any(|writer| writer.name == name && writer.base != now)
     }
 
-    fn writers(&self, program: usize) -> impl Iterator<Item = &Writer> {
+    /// What the program has open for writing.
+    pub fn writers(&self, program: usize) -> impl Iterator<Item = &Writer> {
         self.open[program]
             .iter()
             .flatten()

@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use nodbfs::nodb::lock::NEWS;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::common::command::nodbfs;
 use crate::common::mount::Mount;
 use crate::common::program::Program;
 use crate::common::python::{Neighbour, Place, Style};
@@ -210,6 +211,22 @@ impl World {
                 Answer::Done
             }
         }
+    }
+
+    /// Nobody waits for the last close of a writer, and until the daemon has heard of it, what the program brings by
+    /// a rename may be an outdated writer's.
+    pub fn await_writers(&self, program: usize, most: usize) {
+        let pid = self.programs[program].pid();
+        let mount = self.mounts[host_of(program)].path();
+        eventually("the daemon hears of a close", || {
+            let status = nodbfs(&["status".as_ref(), "--json".as_ref(), mount.as_os_str()]).json();
+            let open = status[0]["status"]["controllers"]["writers"].as_array();
+            let own = open.expect("a list").iter().filter(|writer| {
+                let path = Path::new(writer["path"].as_str().expect("a path"));
+                writer["pid"] == pid && path.starts_with(&self.run)
+            });
+            own.count() <= most
+        });
     }
 
     fn program(&mut self, program: usize, request: Value) -> Answer {
