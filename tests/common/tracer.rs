@@ -33,6 +33,10 @@ pub struct Tracer {
 impl Tracer {
     /// `inject` as in strace(1).
     pub fn inject(daemon: &Mount, inject: &str) -> Self {
+        // its start is over, which makes the same calls
+        eventually("the daemon says so", || {
+            daemon.log().contains("is mounted at")
+        });
         let strace = Command::new("strace")
             .args(["-f", "-p", &daemon.pid().to_string(), "-o", "/dev/null"])
             .args(["-e", &format!("inject={inject}")])
