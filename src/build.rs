@@ -42,7 +42,7 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     let notices = Arc::new(Notices::default());
     let Offline { fs, claimed } = controllers(config, source, notices.clone())?;
     let (from, at) = (config.source.clone(), config.mountpoint.clone());
-    let given_up = Arc::downgrade(&fs);
+    let (waited_for, given_up) = (Arc::downgrade(&fs), Arc::downgrade(&fs));
     let control = Arc::new(Context::new(&fs, from, Some(at), config.read_only));
     let beside = control.clone();
     let filesystem = Adapter::new(fs, config.allow_other, stacked, claimed, beside)
@@ -50,6 +50,11 @@ pub fn build(config: &Config, source: Source) -> Result<Built<Adapter>> {
     Ok(Built {
         filesystem,
         connected: Box::new(move |kernel| notices.connect(kernel)),
+        end_waits: Box::new(move || {
+            if let Some(fs) = waited_for.upgrade() {
+                fs.end_waits();
+            }
+        }),
         give_up: Box::new(move || {
             if let Some(fs) = given_up.upgrade() {
                 fs.end();

@@ -4,6 +4,7 @@
 pub mod atime;
 pub mod background;
 pub mod guard;
+mod own;
 pub mod presence;
 pub mod repair;
 mod session;
@@ -15,13 +16,12 @@ pub mod unmount;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::panic;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, fstatvfs};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use sd_notify::NotifyState;
@@ -32,12 +32,17 @@ pub use source::{ClaimedSource, Source};
 
 use crate::config::Config;
 use crate::control::{self, server::Server};
+use own::Own;
 
 /// How long programs that have files open on the mount may go on when the daemon is told to end.
 /// Enough for a save that is under way, and well below systemd's 90 s for stopping a service.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long the rest of the session may take after a worker panicked, when it may never end.
-const AFTER_PANIC: Duration = Duration::from_secs(10);
+/// How long what is under way may take once nobody waits for its answer: for a save on a slow disk, which `destroy`
+/// gives 10 s, and for what is done after it.
+const DRAIN: Duration = Duration::from_secs(15);
+/// How long it may take to save what can be saved of a session that does not end, its source may hang. All three are
+/// 40 s.
+const SAVE: Duration = Duration::from_secs(20);
 /// fuser's names for the threads that serve requests.
 const WORKERS: &str = "fuser-";
 
@@ -47,7 +52,10 @@ pub struct Built<F> {
     pub filesystem: F,
     /// Called once with the way to notify the kernel, before any request is served.
     pub connected: Box<dyn FnOnce(fuser::Notifier)>,
-    /// Called instead of `destroy` when the session cannot be ended: saves what can be saved.
+    /// Called before anybody is cut off: nobody waits for a lock any more, so none is given to a waiter.
+    pub end_waits: Box<dyn Fn() + Send>,
+    /// Called when the session does not end as it should, with or without `destroy`: saves what can be saved, and
+    /// returns when that is done.
     pub give_up: Box<dyn FnOnce() + Send>,
     /// What is answered beside the mount.
     pub control: Arc<control::Context>,
@@ -56,12 +64,12 @@ pub struct Built<F> {
 /// What happens to a mount.
 #[derive(Debug)]
 enum Event {
-    /// The mounted file system answers, as this device number; or it does not.
-    Probed(Result<(u32, u32)>),
+    /// The mounted file system answers, or it does not.
+    Probed(Result<()>),
     Signal(i32),
     /// A thread that serves requests panicked, with these words.
     Panicked(String),
-    /// All requests are served, and the file system is drained.
+    /// All requests are served, and the file system is drained; after an error perhaps neither.
     Ended(io::Result<()>),
 }
 
@@ -94,6 +102,7 @@ where
     let Built {
         filesystem,
         connected,
+        end_waits,
         give_up,
         control,
     } = build(config, source)?;
@@ -106,39 +115,46 @@ where
     umask(Mode::empty());
 
     armed.set();
-    let session = session::mount(config, below, filesystem)?;
+    let (session, own) = session::mount(config, below, filesystem)?;
     connected(session.notifier());
-    let at = table::canonical(&config.mountpoint)?;
-    let _guard = guard::Guard::start(&at);
-    let server = answer(&at, control)
-        .inspect_err(|cause| warn!("nothing is answered beside the mount: {cause:#}"))
+    let own = own
+        .map(Arc::new)
+        .inspect_err(|cause| warn!("the mount is lost: {cause:#}"))
         .ok();
+    let _guard = own.as_deref().and_then(|own| {
+        let guard = guard::Guard::start(own);
+        guard
+            .inspect_err(|cause| debug!("no guard: {cause:#}"))
+            .ok()
+    });
+    // beside the mount, from before its first request on
+    let server = own.as_deref().and_then(|own| {
+        let server = Server::start(own.dev(), control);
+        server
+            .inspect_err(|cause| warn!("nothing is answered beside the mount: {cause}"))
+            .ok()
+    });
     let serving = session::serve(session)?;
     spawn("session", &events, move || Event::Ended(serving.join()))?;
-    let asked = at.clone();
+    let asked = own.clone().context("the mount was gone at once");
     spawn("probe", &events, move || {
-        Event::Probed(session::probe(&asked))
+        Event::Probed(asked.and_then(|own| session::probe(&own)))
     })?;
 
     let result = Life {
         config,
-        at,
+        own,
         happened,
         pipe,
+        end_waits,
         give_up,
-        dev: None,
+        session: None,
         presence: None,
         _server: server,
     }
     .live();
     info!("ended");
     result
-}
-
-/// Answers beside the mount from before its first request on.
-fn answer(at: &Path, context: Arc<control::Context>) -> Result<Server> {
-    let mounted = table::top(at)?.context("it is not in the mount table")?;
-    Ok(Server::start(mounted.dev, context)?)
 }
 
 /// Runs `work` on a thread of its own; its outcome is an event.
@@ -160,13 +176,14 @@ fn spawn(
 /// A mount that exists, and what is known of it.
 struct Life<'a> {
     config: &'a Config,
-    /// The mount point, symlinks resolved.
-    at: PathBuf,
+    /// What is its own. `None`: nothing any more.
+    own: Option<Arc<Own>>,
     happened: Receiver<Event>,
     pipe: Option<background::Pipe>,
+    end_waits: Box<dyn Fn() + Send>,
     give_up: Box<dyn FnOnce() + Send>,
-    /// Known once it answers.
-    dev: Option<(u32, u32)>,
+    /// How the session ended, once it has.
+    session: Option<io::Result<()>>,
     presence: Option<UnixListener>,
     /// Hangs up when the mount has ended.
     _server: Option<Server>,
@@ -174,50 +191,50 @@ struct Life<'a> {
 
 impl Life<'_> {
     fn live(mut self) -> Result<()> {
+        let reason = self.serve();
+        let ended = self.end();
+        if let (Err(_), Err(cause)) = (&reason, &ended) {
+            // only one of them is handed on
+            error!("{cause:#}");
+        }
+        reason.and(ended)
+    }
+
+    /// Returns when there is a reason to end.
+    ///
+    /// # Errors
+    /// The reason is one to complain of.
+    fn serve(&mut self) -> Result<()> {
         loop {
             match self.happened.recv()? {
-                Event::Probed(Ok(dev)) => {
-                    if let Err(cause) = self.answers(dev) {
-                        self.end(GRACE)?;
-                        return Err(cause);
-                    }
-                }
-                Event::Probed(Err(cause)) => {
-                    self.end(GRACE)?;
-                    return Err(cause);
-                }
+                Event::Probed(answers) => answers.and_then(|()| self.answers())?,
                 Event::Signal(signal) => {
                     info!("signal {signal}: ending");
-                    return self.end(GRACE);
+                    return Ok(());
                 }
                 Event::Panicked(words) => {
-                    if let Err(cause) = self.end(AFTER_PANIC) {
-                        debug!("{cause:#}");
-                    }
-                    return Err(anyhow!("a thread that serves requests panicked: {words}"));
+                    bail!("a thread that serves requests panicked: {words}")
                 }
-                Event::Ended(result) => {
-                    info!("{} was unmounted", self.at.display());
-                    return self.ended(result);
+                Event::Ended(session) => {
+                    if session.is_ok() {
+                        info!("{} was unmounted", self.config.mountpoint.display());
+                    }
+                    self.session = Some(session);
+                    return Ok(());
                 }
             }
         }
     }
 
     /// The mount answers: tells everybody who waits for it.
-    fn answers(&mut self, dev: (u32, u32)) -> Result<()> {
-        self.dev = Some(dev);
-        self.presence = presence::announce(dev);
-        info!(
-            "{} is mounted at {}",
-            self.config.source.display(),
-            self.at.display()
-        );
-        let status = format!(
-            "Serving {} at {}",
-            self.config.source.display(),
-            self.at.display()
-        );
+    fn answers(&mut self) -> Result<()> {
+        self.presence = self
+            .own
+            .as_deref()
+            .and_then(|own| presence::announce(own.dev()));
+        let (source, at) = (&self.config.source, &self.config.mountpoint);
+        info!("{} is mounted at {}", source.display(), at.display());
+        let status = format!("Serving {} at {}", source.display(), at.display());
         notify(&[
             NotifyState::MainPid(std::process::id()),
             NotifyState::Status(&status),
@@ -226,82 +243,82 @@ impl Life<'_> {
         self.pipe.take().map_or(Ok(()), background::Pipe::ready)
     }
 
-    /// Takes no more work, lets what is under way finish for at most `grace`, then cuts it off.
-    fn end(self, grace: Duration) -> Result<()> {
-        notify(&[
-            NotifyState::Stopping,
-            NotifyState::Status("Waiting for open files"),
-        ]);
-        if let Err(busy) = unmount::unmount(&self.at) {
-            debug!("{busy:#}; detaching it");
-            if let Err(cause) = unmount::detach(&self.at) {
-                warn!("{cause:#}");
+    /// Takes no more work, lets what is under way finish for a while, then cuts it off and saves what is left.
+    fn end(mut self) -> Result<()> {
+        if !self.drains(Duration::ZERO) {
+            notify(&[
+                NotifyState::Stopping,
+                NotifyState::Status("Waiting for open files"),
+            ]);
+            if let Some(own) = &self.own {
+                own.detach();
             }
         }
-        if let Some(result) = self.wait(grace) {
-            return self.ended(result);
-        }
-        warn!(
-            "{} is still in use: cutting off its users",
-            self.at.display()
-        );
-        if let Err(cause) = self.dev.map_or(Ok(()), unmount::abort) {
-            warn!("cannot cut them off ({cause}): they end with the process");
-            return self.give_up(grace);
-        }
-        match self.wait(grace) {
-            Some(result) => self.ended(result),
-            None => {
-                warn!("requests are still under way: they end with the process");
-                self.give_up(grace)
-            }
-        }
-    }
-
-    /// The session goes on until the process ends. What hangs there may keep even this from being done.
-    fn give_up(self, limit: Duration) -> Result<()> {
-        let (done, waiting) = mpsc::channel();
-        let give_up = move || {
-            (self.give_up)();
-            // nobody may wait any more
-            let _ = done.send(());
+        let saved = if self.drains(GRACE) || self.drains_without_users() {
+            Ok(())
+        } else {
+            save(self.give_up)
         };
-        thread::Builder::new()
-            .name("give-up".into())
-            .spawn(give_up)
-            .context("cannot start a thread")?;
-        if waiting.recv_timeout(limit).is_err() {
-            warn!("locks and unsaved content may be left behind");
-        }
-        Ok(())
+        let cleared = self.own.map_or(Ok(()), |own| own.clear());
+        let session = self.session.unwrap_or(Ok(()));
+        let session = session.context("the connection to the kernel broke");
+        saved.and(cleared).and(session)
     }
 
-    /// The session's result, if it ends within `limit`.
-    fn wait(&self, limit: Duration) -> Option<io::Result<()>> {
-        let until = std::time::Instant::now() + limit;
-        loop {
-            let left = until.saturating_duration_since(std::time::Instant::now());
-            match self.happened.recv_timeout(left) {
-                Ok(Event::Ended(result)) => return Some(result),
+    /// Whether the session ends as it should within `limit`. After an error it does not: `destroy` was perhaps not
+    /// called, and some threads may go on serving those who use the mount. They have the same time.
+    fn drains(&mut self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let left = || until.saturating_duration_since(Instant::now());
+        while self.session.is_none() {
+            match self.happened.recv_timeout(left()) {
+                Ok(Event::Ended(session)) => self.session = Some(session),
                 Ok(event) => debug!("while ending: {event:?}"),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
             }
         }
+        if let (Some(Err(_)), Some(own)) = (&self.session, &self.own) {
+            own.ends_within(left());
+        }
+        matches!(self.session, Some(Ok(())))
     }
 
-    /// The session is over. An aborted connection leaves a dead mount behind: takes it away.
-    fn ended(&self, result: io::Result<()>) -> Result<()> {
-        let ours = |dev| {
-            table::top(&self.at)
-                .ok()
-                .flatten()
-                .is_some_and(|mounted| mounted.is_ours() && mounted.dev == dev)
-        };
-        if self.dev.is_some_and(ours) {
-            unmount::detach(&self.at)?;
+    /// Cuts off whoever uses the mount, and says whether the session ends then as it should.
+    fn drains_without_users(&mut self) -> bool {
+        if self.own.as_deref().is_none_or(Own::lives) {
+            let at = self.config.mountpoint.display();
+            warn!("{at} is still in use: cutting off its users");
         }
-        result.context("the connection to the kernel broke")
+        (self.end_waits)();
+        let own = self.own.as_deref().context("it is gone");
+        if let Err(cause) = own.and_then(Own::cut) {
+            warn!("cannot cut them off ({cause:#}): they end with the process");
+            return false;
+        }
+        let drains = self.drains(DRAIN);
+        if self.session.is_none() {
+            warn!("requests are still under way: they end with the process");
+        }
+        drains
     }
+}
+
+/// Saves what can be saved of a session that does not end as it should. What hangs there may keep even this from being
+/// done.
+fn save(give_up: Box<dyn FnOnce() + Send>) -> Result<()> {
+    let (done, waiting) = mpsc::channel();
+    let give_up = move || {
+        give_up();
+        // nobody may wait any more
+        let _ = done.send(());
+    };
+    thread::Builder::new()
+        .name("give-up".into())
+        .spawn(give_up)
+        .context("cannot start a thread")?;
+    waiting
+        .recv_timeout(SAVE)
+        .context("locks and unsaved content may be left behind: saving them was not done in time")
 }
 
 /// systemd's readiness protocol; silent without a NOTIFY_SOCKET.

@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use std::time::Duration;
 use common::run::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
+
+/// What would make the daemons use a Redis.
+const REDIS: [&str; 4] = ["REDIS_URL", "RQ_REDIS_URL", "REDIS_HOST", "REDIS_PORT"];
 
 /// A source with one file and a mount point. Leaves no mount and no daemon behind.
 struct Place {
@@ -49,7 +53,7 @@ impl Place {
             .arg("--state-dir")
             .arg(self.path("state"))
             .env_remove("NOTIFY_SOCKET");
-        for name in ["REDIS_URL", "RQ_REDIS_URL", "REDIS_HOST", "REDIS_PORT"] {
+        for name in REDIS {
             command.env_remove(name);
         }
         command
@@ -62,7 +66,23 @@ impl Place {
 
     /// Mounts in the foreground and returns once it says that it is mounted: which daemon.
     fn serve(&mut self, source: &str, mountpoint: &str) -> usize {
-        let mut command = self.mount_command(source, mountpoint);
+        self.serve_by(self.mount_command(source, mountpoint))
+    }
+
+    /// The same in a network namespace of its own: a daemon without a mount keeps the names of its sockets, and the
+    /// mount that gets its number may be another test's.
+    fn serve_apart(&mut self, source: &str, mountpoint: &str) -> usize {
+        let mount = self.mount_command(source, mountpoint);
+        let mut apart = Command::new("unshare");
+        apart.arg("--net").arg(mount.get_program());
+        apart.args(mount.get_args()).env_remove("NOTIFY_SOCKET");
+        for name in REDIS {
+            apart.env_remove(name);
+        }
+        self.serve_by(apart)
+    }
+
+    fn serve_by(&mut self, mut command: Command) -> usize {
         let mut daemon = command
             .arg("--foreground")
             .stderr(Stdio::piped())
@@ -95,6 +115,42 @@ impl Place {
             .args(options)
             .output()
             .unwrap()
+    }
+
+    /// A second source, with another file.
+    fn make_other(&self) {
+        fs::create_dir(self.path("other")).unwrap();
+        fs::write(self.path("other/file"), "other").unwrap();
+    }
+
+    fn mount_tmpfs(&self, mountpoint: &str) {
+        let tmpfs = Command::new("mount")
+            .args(["-t", "tmpfs", "nodbfs-test"])
+            .arg(self.path(mountpoint))
+            .status();
+        assert!(tmpfs.unwrap().success());
+    }
+
+    /// What umount(8) does, whoever has mounted.
+    fn detach(&self, mountpoint: &str) {
+        let detached = Command::new("umount")
+            .args(["--lazy", "--internal-only"])
+            .arg(self.path(mountpoint))
+            .status();
+        assert!(detached.unwrap().success());
+    }
+
+    /// What cuts the connection of the mount when something is written to it.
+    fn switch(&self, mountpoint: &str) -> OwnedFd {
+        let dev = fs::metadata(self.path(mountpoint)).unwrap().dev();
+        nodbfs::mount::unmount::switch((rustix::fs::major(dev), rustix::fs::minor(dev))).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_serves(&self, mountpoint: &str, content: &str) {
+        assert_eq!(self.mounts(mountpoint), 1);
+        let file = self.path(mountpoint).join("file");
+        assert_eq!(fs::read_to_string(file).unwrap(), content);
     }
 
     /// How many mounts lie at the mount point.
@@ -376,13 +432,9 @@ fn a_second_embedded_daemon_on_the_same_source_is_refused() {
 #[test]
 fn a_daemon_without_a_mount_is_waited_for() {
     let mut place = Place::new();
-    let daemon = place.serve("run", "mnt");
+    let daemon = place.serve_apart("run", "mnt");
     place.signal(daemon, Signal::STOP);
-    let detached = Command::new("umount")
-        .args(["--lazy", "--internal-only"])
-        .arg(place.path("mnt"))
-        .status();
-    assert!(detached.unwrap().success());
+    place.detach("mnt");
     let mut again = place.mount_command("run", "mnt").spawn().unwrap();
     // the mount command asks for the source while the first daemon still has it
     thread::sleep(Duration::from_millis(300));
@@ -410,8 +462,7 @@ fn a_mount_in_use_is_unmounted_only_lazily() {
 fn an_aborted_connection_leaves_no_dead_mount() {
     let mut place = Place::new();
     let daemon = place.serve("run", "mnt");
-    let dev = fs::metadata(place.path("mnt")).unwrap().dev();
-    nodbfs::mount::unmount::abort((rustix::fs::major(dev), rustix::fs::minor(dev))).unwrap();
+    rustix::io::write(place.switch("mnt"), b"1").unwrap();
     assert_eq!(place.exit_code(daemon), Some(0));
     assert_eq!(place.mounts("mnt"), 0);
 }
@@ -430,6 +481,117 @@ fn what_is_mounted_below_survives_the_end() {
     place.signal(daemon, Signal::TERM);
     assert_eq!(place.exit_code(daemon), Some(0));
     assert_eq!(place.mounts("mnt"), 1);
+}
+
+#[test]
+fn what_lies_below_a_detached_mount_survives_its_daemon() {
+    let mut place = Place::new();
+    place.mount_tmpfs("mnt");
+    fs::write(place.path("mnt/file"), "kept").unwrap();
+    let daemon = place.serve("mnt", "mnt");
+    let _open = File::open(place.path("mnt/file")).unwrap();
+    assert_done(&place.umount("mnt", &["--lazy"]));
+    place.signal(daemon, Signal::TERM);
+    assert_eq!(place.exit_code(daemon), Some(0));
+    place.assert_serves("mnt", "kept");
+}
+
+#[test]
+fn what_was_mounted_over_a_mount_survives_its_daemon() {
+    let mut place = Place::new();
+    let daemon = place.serve("run", "mnt");
+    place.mount_tmpfs("mnt");
+    fs::write(place.path("mnt/file"), "kept").unwrap();
+    place.signal(daemon, Signal::TERM);
+    assert_eq!(place.exit_code(daemon), Some(0));
+    assert_eq!(fs::read(place.path("mnt/file")).unwrap(), b"kept");
+}
+
+#[test]
+fn the_next_mount_survives_the_end_of_a_detached_one() {
+    let mut place = Place::new();
+    place.make_other();
+    let before = place.serve("run", "mnt");
+    let _open = File::open(place.path("mnt/file")).unwrap();
+    assert_done(&place.umount("mnt", &["--lazy"]));
+    place.serve("other", "mnt");
+    place.signal(before, Signal::TERM);
+    assert_eq!(place.exit_code(before), Some(0));
+    place.assert_serves("mnt", "other");
+}
+
+/// The kernel gives device numbers and mount ids to the next as soon as they are free.
+#[test]
+fn the_next_mount_survives_a_daemon_that_ends_late() {
+    for told_to_end in [false, true] {
+        let mut place = Place::new();
+        place.make_other();
+        let before = place.serve_apart("run", "mnt");
+        place.signal(before, Signal::STOP);
+        place.detach("mnt");
+        place.serve("other", "mnt");
+        if told_to_end {
+            place.signal(before, Signal::TERM);
+        }
+        place.signal(before, Signal::CONT);
+        assert_eq!(place.exit_code(before), Some(0));
+        place.assert_serves("mnt", "other");
+    }
+}
+
+/// A daemon that takes long to end cuts off its users when its mount may be gone already.
+#[test]
+fn a_switch_opened_in_time_cuts_off_no_other_mount() {
+    let mut place = Place::new();
+    place.make_other();
+    let before = place.serve("run", "mnt");
+    let switch = place.switch("mnt");
+    assert_done(&place.umount("mnt", &[]));
+    assert_eq!(place.exit_code(before), Some(0));
+    place.serve("other", "mnt");
+    // there is nothing any more that it could cut
+    let _ = rustix::io::write(switch, b"1");
+    place.assert_serves("mnt", "other");
+}
+
+#[test]
+fn of_two_that_mount_at_the_same_place_at_once_one_does() {
+    for _ in 0..10 {
+        let place = Place::new();
+        place.make_other();
+        let started = ["run", "other"].map(|source| {
+            let mut command = place.mount_command(source, "mnt");
+            command.args(["-o", "nonempty"]).stderr(Stdio::piped());
+            (source, command.spawn().unwrap())
+        });
+        let ended = started.map(|(source, child)| (source, child.wait_with_output().unwrap()));
+        let (winner, loser) = match &ended {
+            [(source, first), (_, second)] if first.status.success() => (source, second),
+            [(_, first), (source, _)] => (source, first),
+        };
+        assert_refused(loser, "nodbfs has already mounted", "nodbfs umount");
+        let content = fs::read_to_string(place.path(winner).join("file")).unwrap();
+        place.assert_serves("mnt", &content);
+    }
+}
+
+#[test]
+fn of_two_that_replace_a_stale_mount_at_once_one_does() {
+    for _ in 0..10 {
+        let mut place = Place::new();
+        place.make_other();
+        let daemon = place.serve("run", "mnt");
+        place.signal(daemon, Signal::KILL);
+        place.exit_code(daemon);
+        let started = ["run", "other"].map(|source| {
+            let mut command = place.mount_command(source, "mnt");
+            command.args(["-o", "nonempty"]).stderr(Stdio::null());
+            command.spawn().unwrap()
+        });
+        let done = started.map(|mut child| child.wait().unwrap().success());
+        assert_ne!(done[0], done[1]);
+        place.assert_serves("mnt", ["other", "content"][usize::from(done[0])]);
+    }
 }
 
 #[test]

@@ -7,34 +7,26 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use tracing::debug;
 
-use super::{table, unmount};
+use super::own::Own;
 
 /// The daemon's side: its guard, which goes when this is dropped.
 #[derive(Debug)]
 pub struct Guard(Child);
 
 impl Guard {
-    /// Guards the mount at `at` (symlinks resolved) until the calling thread ends, so this is for the
-    /// main thread. `None`: an ordinary user in a container, perhaps, who may cut off nobody.
-    pub fn start(at: &Path) -> Option<Self> {
-        Self::try_start(at)
-            .inspect_err(|cause| debug!("no guard: {cause:#}"))
-            .ok()
-    }
-
-    fn try_start(at: &Path) -> Result<Self> {
-        let mounted = table::top(at)?.context("it is not in the mount table")?;
-        // opened now, so that it can never be another mount's that got the same number
-        let switch = unmount::switch(mounted.dev).context("no way to cut it off")?;
+    /// Guards the mount until the calling thread ends, so this is for the main thread.
+    ///
+    /// # Errors
+    /// There is no way to cut it off, or no process could be started.
+    pub fn start(own: &Own) -> Result<Self> {
+        let switch = own.switch()?.try_clone_to_owned()?;
         let guard = Command::new("/proc/self/exe")
             .args(["guard", &std::process::id().to_string()])
             .current_dir("/")

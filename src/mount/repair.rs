@@ -7,7 +7,7 @@ use rustix::fs::statfs;
 use rustix::io::Errno;
 use tracing::warn;
 
-use super::{table, unmount};
+use super::{session, table, unmount};
 use crate::hint::Hinted;
 
 /// Whether `path` leads to a FUSE mount whose daemon is gone.
@@ -22,6 +22,11 @@ pub fn is_stale(path: &Path) -> bool {
 /// The stale mount is somebody else's, or may not be unmounted.
 pub fn clear(at: &Path) -> Result<()> {
     while is_stale(at) {
+        let _turn = session::turn();
+        // somebody else may have replaced it
+        if !is_stale(at) {
+            break;
+        }
         let at = table::canonical(at)?;
         match table::top(&at).context("cannot read the mount table")? {
             Some(mounted) if mounted.is_ours() => {

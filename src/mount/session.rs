@@ -1,18 +1,21 @@
 //! The kernel's side of a mount: /dev/fuse, the options, and whether it answers.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fuser::{MountOption, Session, SessionACL};
-use rustix::fs::{StatVfsMountFlags, major, minor};
-use tracing::warn;
+use rustix::fs::{FlockOperation, StatVfsMountFlags, flock};
+use rustix::io::Errno;
+use tracing::{debug, warn};
 
-use super::{repair, table, unmount};
+use super::own::Own;
+use super::{repair, source, table, unmount};
 use crate::config::Config;
 use crate::hint::Hinted;
 
@@ -20,6 +23,8 @@ use crate::hint::Hinted;
 /// the kernel's contention is the limit. Four let plain files go on while two threads are stuck.
 pub const THREADS: usize = 4;
 const DEVICE: &str = "/dev/fuse";
+/// How long others may take to mount. It takes them milliseconds, unless their mount points hang.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Refuses early, and in words, what would fail late: no device, no permission, no helper.
 pub fn check_device() -> Result<()> {
@@ -37,20 +42,52 @@ pub fn check_device() -> Result<()> {
     Ok(())
 }
 
-/// Mounts and shakes hands with the kernel; nothing is answered before the session is served.
+/// Mounts and shakes hands with the kernel; nothing is answered before the session is served. Says what tells the
+/// mount from others, unless it is gone already.
+///
+/// # Errors
+/// It could not be mounted; somebody else was quicker.
 pub fn mount<F: fuser::Filesystem>(
     config: &Config,
     below: StatVfsMountFlags,
     filesystem: F,
-) -> Result<Session<F>> {
-    let options = options(config, below);
-    Session::new(filesystem, &config.mountpoint, &options).map_err(|cause| {
+) -> Result<(Session<F>, Result<Own>)> {
+    let at = table::canonical(&config.mountpoint)?;
+    let turn = turn();
+    source::check_not_mounted(&at)?;
+    let session = Session::new(filesystem, &at, &options(config, below));
+    let mounted = session.map(|session| {
+        let own = Own::find(&at, session.as_fd());
+        (session, own)
+    });
+    drop(turn);
+    mounted.map_err(|cause| {
         // a failed handshake may leave the mount behind
-        if let Err(left) = repair::clear(&config.mountpoint) {
+        if let Err(left) = repair::clear(&at) {
             warn!("{left:#}");
         }
         explain(cause, &config.mountpoint)
     })
+}
+
+/// The turn to mount, and to take a dead mount away: nobody else does either meanwhile, so of two at the same place
+/// the second one sees the first. All of a host take turns, for a lock of the mount point itself could be a script's
+/// around the command. `None`: whoever has it keeps it, as anybody can.
+pub fn turn() -> Option<File> {
+    let started = Instant::now();
+    let taken = File::open(DEVICE).and_then(|device| {
+        loop {
+            match flock(&device, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if started.elapsed() < TURN => {
+                    sleep(Duration::from_millis(1));
+                }
+                locked => return locked.map(|()| device).map_err(io::Error::from),
+            }
+        }
+    });
+    taken
+        .inspect_err(|cause| debug!("no turn to mount: {cause}"))
+        .ok()
 }
 
 /// The threads that serve a session.
@@ -143,20 +180,18 @@ fn explain(cause: io::Error, at: &Path) -> anyhow::Error {
     anyhow::Error::msg(said.trim().trim_end_matches('\0').to_owned()).context(what)
 }
 
-/// Asks the mounted file system something that only the daemon can answer, and returns the
-/// mount's device number.
-pub fn probe(at: &Path) -> Result<(u32, u32)> {
+/// Asks the mounted file system something that only the daemon can answer.
+pub fn probe(own: &Own) -> Result<()> {
+    let at = own.at();
     let what = || format!("the mount at {} does not answer", at.display());
-    let dev = fs::metadata(at).with_context(what)?.dev();
+    fs::metadata(at).with_context(what)?;
     rustix::fs::statfs(at)
         .map_err(io::Error::from)
         .with_context(what)?;
-    let dev = (major(dev), minor(dev));
-    let top = table::top(&table::canonical(at)?).context("cannot read the mount table")?;
-    if !top.is_some_and(|mounted| mounted.is_ours() && mounted.dev == dev) {
+    if !own.is_on_top() {
         bail!("something else is mounted at {} by now", at.display());
     }
-    Ok(dev)
+    Ok(())
 }
 
 #[cfg(test)]

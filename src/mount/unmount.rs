@@ -71,14 +71,7 @@ pub fn detach(at: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Cuts the connection between the kernel and the daemon: every request, waiting and to come, fails.
-/// For a detached mount whose users do not let go.
-pub fn abort(dev: (u32, u32)) -> io::Result<()> {
-    rustix::io::write(switch(dev)?, b"1")?;
-    Ok(())
-}
-
-/// What cuts the connection when something is written to it.
+/// What cuts the connection between the kernel and the daemon when something is written to it.
 pub fn switch((_, minor): (u32, u32)) -> io::Result<OwnedFd> {
     let control = format!("{minor}/abort");
     let abort = OFlags::WRONLY | OFlags::CLOEXEC;
