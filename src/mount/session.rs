@@ -110,9 +110,12 @@ pub fn serve<F: fuser::Filesystem>(session: Session<F>) -> Result<Serving> {
 impl Serving {
     /// Waits until all requests are served and the file system is drained.
     pub fn join(self) -> io::Result<()> {
-        self.0
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")))
+        let session = self.0.join();
+        match session.unwrap_or_else(|_| Err(io::Error::other("the session panicked"))) {
+            // a thread was about to be given a request when the connection ended
+            Err(cause) if cause.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            session => session,
+        }
     }
 }
 
