@@ -21,7 +21,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, fstatvfs};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use sd_notify::NotifyState;
@@ -316,9 +316,10 @@ fn save(give_up: Box<dyn FnOnce() + Send>) -> Result<()> {
         .name("give-up".into())
         .spawn(give_up)
         .context("cannot start a thread")?;
-    waiting
-        .recv_timeout(SAVE)
-        .context("locks and unsaved content may be left behind: saving them was not done in time")
+    let saved = waiting.recv_timeout(SAVE);
+    saved.map_err(|_| {
+        anyhow!("locks and unsaved content may be left behind: saving them was not done in time")
+    })
 }
 
 /// systemd's readiness protocol; silent without a NOTIFY_SOCKET.
