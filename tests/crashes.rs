@@ -12,10 +12,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use common::OnDrop;
 use common::mount::Mount;
 use rustix::process::{Pid, Signal, kill_process};
 use site::{Site, call, document, eventually, listing, save, within};
@@ -48,9 +49,9 @@ impl Program {
         )
     }
 
-    /// Saves one document after the other, by one road or the other, until the mount dies.
-    fn work(&self, run: &Path) {
-        loop {
+    /// Saves one document after the other, by one road or the other, until the mount dies or the test has ended.
+    fn work(&self, run: &Path, ended: &AtomicBool) {
+        while !ended.load(SeqCst) {
             let n = self.tried.fetch_add(1, SeqCst) + 1;
             let path = run.join(&self.name);
             let text = self.document(n);
@@ -110,11 +111,13 @@ fn a_daemon_killed_at_any_moment_loses_nothing() {
             .iter()
             .map(|program| program.acknowledged.load(SeqCst))
             .collect();
+        let ended = &AtomicBool::new(false);
         thread::scope(|scope| {
+            let _end = OnDrop(ended);
             let run = site.at("");
             for program in &programs {
                 let run = run.clone();
-                scope.spawn(move || program.work(&run));
+                scope.spawn(move || program.work(&run, ended));
             }
             // each of them has had a save acknowledged, so all are at it
             eventually("saves go on", || {
