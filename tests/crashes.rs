@@ -8,10 +8,10 @@ mod site;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
@@ -20,6 +20,21 @@ use common::OnDrop;
 use common::mount::Mount;
 use rustix::process::{Pid, Signal, kill_process};
 use site::{Site, call, document, eventually, listing, save, within};
+
+/// A Python program that is given `path` and has said its first line, and what else it says: a process of its own, for
+/// one that starts others closes descriptors in them, and so commits.
+fn python(code: &str, path: &Path) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut program = Command::new("python3")
+        .args(["-c", code])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(program.stdout.take().unwrap()).lines();
+    said.next().unwrap().unwrap();
+    (program, said)
+}
 
 /// How often the daemon is killed.
 const KILLS: u64 = 25;
@@ -243,15 +258,8 @@ fn leftovers_of_dead_daemons_go_on_sight_and_others_stay() {
 fn a_killed_writer_leaves_the_old_generation_and_no_lock() {
     let site = Site::new(&[]);
     let old = site.text("wepp.nodb");
-    let mut writer = Command::new("python3")
-        .args(["-c", "import os, sys\nfd = os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC)\nos.write(fd, b'{\"half\": ')\nprint(1, flush=True)\nsys.stdin.read()"])
-        .arg(site.at("wepp.nodb"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0];
-    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let code = "import os, sys\nfd = os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC)\nos.write(fd, b'{\"half\": ')\nprint(1, flush=True)\nsys.stdin.read()";
+    let (mut writer, _said) = python(code, &site.at("wepp.nodb"));
     assert!(site.lock("wepp.nodb").is_some());
     assert_eq!(
         save(&site.at("soils.nodb"), &document("soils.nodb", 1)),
@@ -278,7 +286,6 @@ fn a_killed_writer_leaves_the_old_generation_and_no_lock() {
 #[test]
 fn a_writer_that_hangs_loses_the_lock() {
     let site = Site::new(&["--max-hold", "1s"]);
-    // a process of its own: one that starts others closes descriptors in them, and so commits
     let code = r#"
 import errno, os, sys
 path = sys.argv[1]
@@ -307,16 +314,8 @@ for _ in range(50):
 print(said, flush=True)
 print(sync(hung), flush=True)
 "#;
-    let mut writer = Command::new("python3")
-        .args(["-c", code])
-        .arg(site.at("wepp.nodb"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = BufReader::new(writer.stdout.take().unwrap()).lines();
+    let (mut writer, mut said) = python(code, &site.at("wepp.nodb"));
     let mut says = || said.next().unwrap().unwrap();
-    assert_eq!(says(), "open");
     site::await_held_too_long(&site.mount);
     // a pause of a busy machine may be too long, too
     let again = [libc::ESTALE];
@@ -350,15 +349,7 @@ sys.stdin.readline()
 os.write(fd, b', "parent"]}')
 os.close(fd)
 "#;
-    let mut writer = Command::new("python3")
-        .args(["-c", code])
-        .arg(site.at("wepp.nodb"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 5];
-    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let (mut writer, _said) = python(code, &site.at("wepp.nodb"));
     // the child's end closed a descriptor of half a document: refused, and nobody has lost anything
     assert!(site.lock("wepp.nodb").is_some());
     assert_eq!(site.text("wepp.nodb"), document("wepp.nodb", 0));
@@ -392,7 +383,6 @@ fn refused_documents_are_bounded_and_the_latest_are_kept() {
 #[test]
 fn a_mount_that_ends_keeps_what_was_not_saved_and_no_lock() {
     let mut site = Site::new(&["--lock-wait", "1h"]);
-    // a process of its own: one that starts others closes descriptors in them, and so commits
     let code = r#"
 import os, sys
 left = []
@@ -402,15 +392,7 @@ for name, text in ("wepp.nodb", b'{"half": '), ("soils.nodb", b'{"whole": 1}'), 
 print("open", flush=True)
 sys.stdin.readline()
 "#;
-    let mut writer = Command::new("python3")
-        .args(["-c", code])
-        .arg(site.at(""))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 5];
-    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let (mut writer, _said) = python(code, &site.at(""));
     for name in ["wepp.nodb", "soils.nodb"] {
         assert!(site.lock(name).is_some());
     }
