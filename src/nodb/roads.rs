@@ -324,7 +324,13 @@ impl Nodb {
             self.rename_fenced(leases, from, to, RenameFlags::EXCHANGE)?;
             let mut arrived = fit.iter().flatten();
             if let Err(error) = arrived.try_for_each(Candidate::sync_dirs) {
-                self.plain.rename(to, from, RenameFlags::EXCHANGE)?;
+                let back = self.plain.rename(to, from, RenameFlags::EXCHANGE);
+                // what was taken back may have been read, and the entries be the reader's
+                for controller in &concerned {
+                    controller.supersede();
+                    self.void_entries(controller)?;
+                }
+                back?;
                 return Err(error);
             }
             self.departed(from, to);
