@@ -156,34 +156,34 @@ impl SessionLock {
 
     /// The session wants it no longer: it is given back, by the last of its writers if there are any.
     fn give_up(&self) {
-        let mut work = self.work.lock();
-        work.given_up = true;
-        let last = work.writers == 0;
-        drop(work);
-        if last {
+        if self.is_last_to_want_it() {
             self.give_back();
         }
     }
 
     /// As [`SessionLock::give_up`] at the mount's end, when nobody waits for the store.
     fn end(&self) {
-        let mut work = self.work.lock();
-        work.given_up = true;
-        if work.writers == 0 && Arc::strong_count(&self.held) == 1 {
-            drop(work);
+        if self.is_last_to_want_it() && self.is_no_writers_own() {
             self.held.release_later("the mount has ended");
         }
     }
 
-    /// Unless it is a writer's own lock as well, which that gives back.
+    /// The session wants it no longer. `false`: writers still do.
+    fn is_last_to_want_it(&self) -> bool {
+        let mut work = self.work.lock();
+        work.given_up = true;
+        work.writers == 0
+    }
+
     fn give_back(&self) {
-        if Arc::strong_count(&self.held) == 1 {
-            // what cannot be told now is the keeper's to tell
-            if let Ok(true) = self.held.release(None) {
-                let (who, why) = (&self.who(), "");
-                self.held.note(&Event::LockReleased { who, why });
-            }
+        if self.is_no_writers_own() {
+            self.let_go("");
         }
+    }
+
+    /// A writer's own lock is given back by that.
+    fn is_no_writers_own(&self) -> bool {
+        Arc::strong_count(&self.held) == 1
     }
 
     /// Whether the thread `tid` works under this lock.

@@ -65,9 +65,7 @@ impl Keeper {
         self.queue.push(due, Task::Renew(Arc::downgrade(&held)));
         held
     }
-}
 
-impl Keeper {
     /// Renews no more, and releases what was dropped, as far as the store answers.
     pub fn end(&self) {
         self.queue.lock().stopping = true;
@@ -187,13 +185,8 @@ impl Held {
         committed: Option<Committed>,
         meanwhile: Meanwhile<'_>,
     ) -> std::result::Result<bool, StoreError> {
-        let Some(lease) = self.let_go() else {
+        let Some(release) = self.let_go(committed) else {
             return Ok(false);
-        };
-        let release = Release {
-            store: self.store.clone(),
-            lease,
-            committed,
         };
         let released = release.attempt(meanwhile);
         if released.is_err() {
@@ -204,23 +197,22 @@ impl Held {
 
     /// Releases the lock in the keeper's thread, in words why.
     pub fn release_later(&self, why: &str) {
-        if let Some(lease) = self.let_go() {
+        if let Some(release) = self.let_go(None) {
             let who = &Who::default();
-            self.telemetry
-                .note(&self.name, &Event::LockReleased { who, why });
-            self.leave(Release {
-                store: self.store.clone(),
-                lease,
-                committed: None,
-            });
+            self.note(&Event::LockReleased { who, why });
+            self.leave(release);
         }
     }
 
-    /// The lease, if it was not let go before. A lost one too: it has something to pass on, and the
+    /// The release of the lease, if it was not let go before. Of a lost one too: it has something to pass on, and the
     /// mirror flag may want clearing.
-    fn let_go(&self) -> Option<Lease> {
+    fn let_go(&self, committed: Option<Committed>) -> Option<Release> {
         match std::mem::replace(&mut *self.state(), State::Released) {
-            State::Held(lease) | State::Lost(lease, _) => Some(lease),
+            State::Held(lease) | State::Lost(lease, _) => Some(Release {
+                store: self.store.clone(),
+                lease,
+                committed,
+            }),
             State::Released => None,
         }
     }
