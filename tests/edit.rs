@@ -21,13 +21,12 @@ const NAME: &str = "wepp.nodb";
 /// A document of which nothing may be written anew that was not changed.
 const ODD: &str = r#"{"py/object": "wepp", "n": 0, "n": 1.50, "py/state": {"_n": 0, "big": 123456789012345678901234567890, "x": [NaN, {"a": -0.0}], "s": "\u00e9\ud800"}}"#;
 
-/// Where what the daemon did not get is kept, but where a test says otherwise.
-const STATE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/state of edit");
-
+/// What the daemon does not get is kept beside the run, where it goes with it, but where a test says otherwise.
 fn edit(path: &Path, more: &[&str]) -> Ended {
     let mut words = vec!["edit", path.to_str().unwrap()];
+    let state = path.ancestors().nth(2).unwrap().join("state of edit");
     if !more.contains(&"--state-dir") {
-        words.extend(["--state-dir", STATE]);
+        words.extend(["--state-dir", state.to_str().unwrap()]);
     }
     words.extend(more);
     nodbfs(&words)

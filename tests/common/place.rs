@@ -11,8 +11,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
-/// What would make the daemons use a Redis.
-const REDIS: [&str; 4] = ["REDIS_URL", "RQ_REDIS_URL", "REDIS_HOST", "REDIS_PORT"];
+use crate::common::redis::without_settings;
 
 /// A source with one file and a mount point. Leaves no mount and no daemon behind.
 pub struct Place {
@@ -47,9 +46,7 @@ impl Place {
             .arg("--state-dir")
             .arg(self.path("state"))
             .env_remove("NOTIFY_SOCKET");
-        for name in REDIS {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         command
     }
 
@@ -70,9 +67,7 @@ impl Place {
         let mut apart = Command::new("unshare");
         apart.arg("--net").arg(mount.get_program());
         apart.args(mount.get_args()).env_remove("NOTIFY_SOCKET");
-        for name in REDIS {
-            apart.env_remove(name);
-        }
+        without_settings(&mut apart);
         self.serve_by(apart)
     }
 
